@@ -1,0 +1,1 @@
+"""What promisefs clients and servers say to each other: identifiers, messages, frames, abort codes."""

@@ -1,0 +1,452 @@
+"""Every call of the protocol: its name, its arguments, its reply.
+
+Methods keep AFS's names. Names that AFS does not have: HELLO, CB.RenewLease, FS.Sync, FS.GiveUpOpen, the xattr calls.
+A request or reply is a NamedTuple; bulk bytes (file contents, xattr values) travel beside it, see
+`connection`. Directions: FS.* and VL.* from the client on its *calls* connection; CB.RenewLease
+from the client, every other CB.* from the server, on the client's *callbacks* connection.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+from .fields import NameCheck, decoder, int_range, length_range
+from .ids import (
+    MAX_NAME_BYTES,
+    MAX_SYMLINK_BYTES,
+    MAX_XATTR_NAME_BYTES,
+    U32,
+    U64,
+    Fid,
+    Mode,
+    PromisedStatus,
+    Size,
+    TimeNs,
+    Uuid,
+)
+
+PROTOCOL_VERSION = 1
+MAX_BULK_BYTES = 1 << 20
+"""Most file data in one FetchData or StoreData."""
+MAX_LIST = 4096
+"""Most elements in one list of fids, breaks or entries."""
+
+Name = Annotated[bytes, NameCheck(MAX_NAME_BYTES)]
+NameOrEmpty = Annotated[bytes, length_range(0, MAX_NAME_BYTES)]
+XattrName = Annotated[bytes, length_range(1, MAX_XATTR_NAME_BYTES)]
+Target = Annotated[bytes, length_range(1, MAX_SYMLINK_BYTES)]
+Text = Annotated[str, length_range(0, 255)]
+BulkSize = Annotated[int, int_range(0, MAX_BULK_BYTES)]
+Fids = Annotated[tuple[Fid, ...], length_range(0, MAX_LIST)]
+
+
+class Operation(NamedTuple):
+    """Makes a mutation of names happen exactly once, however often the call is repeated.
+
+    The server remembers the reply of each (client, number), in the transaction of the mutation itself, until
+    the client says with `done_below` that it needs it no longer.
+    `repeated` marks a call that may have been made before.
+    """
+
+    number: U64
+    done_below: U64
+    repeated: bool
+
+
+# Replies that several calls share.
+
+
+class Empty(NamedTuple):
+    """Nothing to say."""
+
+
+class StatusReply(NamedTuple):
+    entry: PromisedStatus
+
+
+class EntryReply(NamedTuple):
+    """The directory after the operation, and what its name now stands for."""
+
+    directory: PromisedStatus
+    entry: PromisedStatus
+
+
+# HELLO
+
+
+class Role(enum.StrEnum):
+    CALLS = "calls"
+    CALLBACKS = "callbacks"
+
+
+class Hello(NamedTuple):
+    """First call on every connection. A client opens its callbacks connection first."""
+
+    magic: Text  # "promisefs"
+    oldest_version: U32
+    newest_version: U32
+    client: Uuid  # of this mount; new at each mount
+    role: Text  # a Role
+    description: Text  # for people: host, mountpoint
+
+
+class HelloReply(NamedTuple):
+    version: U32
+    server: Uuid
+    server_start: U64  # differs after every start of the server
+    lease_ms: U32
+    break_wait_ms: U32  # how long the server would wait for a break's acknowledgement at most
+
+
+# FS: status and data
+
+
+class FetchStatus(NamedTuple):
+    fid: Fid
+
+
+class InlineBulkStatus(NamedTuple):
+    fids: Fids
+
+
+class InlineBulkStatusReply(NamedTuple):
+    """One for each fid asked for, in that order: its status, or the abort code that FetchStatus would give."""
+
+    entries: Annotated[tuple[PromisedStatus | U32, ...], length_range(0, MAX_LIST)]
+
+
+class Lookup(NamedTuple):
+    directory: Fid
+    name: Name
+
+
+class LookupReply(NamedTuple):
+    """`entry` is None if the directory has no such name; the directory's promise covers that too."""
+
+    directory: PromisedStatus
+    entry: PromisedStatus | None
+
+
+class FetchDirectory(NamedTuple):
+    """Names after `after` in byte order, with statuses and promises."""
+
+    directory: Fid
+    after: NameOrEmpty
+    limit: Annotated[int, int_range(1, MAX_LIST)]
+
+
+class FetchDirectoryReply(NamedTuple):
+    """Pages of one listing belong together only if the directory's data version is the same in all."""
+
+    directory: PromisedStatus
+    entries: Annotated[tuple[tuple[Name, PromisedStatus], ...], length_range(0, MAX_LIST)]
+    more: bool
+
+
+class FetchData(NamedTuple):
+    """Bytes of a file, or a symlink's target; the reply is short only at the end of the file.
+
+    The status in the reply was taken *before* the bytes were read: bytes may be newer than its
+    data version, never older.
+    """
+
+    fid: Fid
+    offset: Size
+    length: BulkSize
+
+
+class StoreData(NamedTuple):
+    """Write the bulk bytes at `offset`. With `sync` they are durable when the reply comes."""
+
+    fid: Fid
+    offset: Size
+    mtime_ns: TimeNs | None  # None: the server's clock
+    sync: bool
+
+
+class StoreStatus(NamedTuple):
+    """Change what is not None. `size` truncates or extends; then mtime_ns None means the server's clock."""
+
+    fid: Fid
+    mode: Annotated[int, int_range(0, 0o7777)] | None
+    uid: U32 | None
+    gid: U32 | None
+    size: Size | None
+    atime_ns: TimeNs | None
+    mtime_ns: TimeNs | None
+
+
+class Sync(NamedTuple):
+    """Make durable whatever the server has accepted for these files, and every change of names so far."""
+
+    fids: Fids
+
+
+# FS: names
+
+
+class CreateFile(NamedTuple):
+    """A regular file, fifo or socket, by the type bits of `mode`. Aborts EXIST if the name is taken."""
+
+    operation: Operation
+    directory: Fid
+    name: Name
+    mode: Mode
+    uid: U32
+    gid: U32
+
+
+class MakeDir(NamedTuple):
+    operation: Operation
+    directory: Fid
+    name: Name
+    mode: Mode
+    uid: U32
+    gid: U32
+
+
+class Symlink(NamedTuple):
+    operation: Operation
+    directory: Fid
+    name: Name
+    target: Target
+    uid: U32
+    gid: U32
+
+
+class Link(NamedTuple):
+    operation: Operation
+    fid: Fid
+    directory: Fid
+    name: Name
+
+
+class RemoveFile(NamedTuple):
+    """`keep_open`: the caller has the file open; if this was the last link, keep it until GiveUpOpen."""
+
+    operation: Operation
+    directory: Fid
+    name: Name
+    keep_open: bool
+
+
+class RemoveFileReply(NamedTuple):
+    """`entry` is the file that lost a name, as it is now: its nlink is 0 if it has none left."""
+
+    directory: PromisedStatus
+    entry: PromisedStatus
+
+
+class RemoveDir(NamedTuple):
+    operation: Operation
+    directory: Fid
+    name: Name
+
+
+class RemoveDirReply(NamedTuple):
+    directory: PromisedStatus
+    removed: Fid
+
+
+class RenameFlags(enum.IntFlag):
+    """renameat2(2)."""
+
+    NONE = 0
+    NOREPLACE = 1
+    EXCHANGE = 2
+
+
+class Rename(NamedTuple):
+    """`keep_open` as in RemoveFile, for the file that is renamed over."""
+
+    operation: Operation
+    old_directory: Fid
+    old_name: Name
+    new_directory: Fid
+    new_name: Name
+    flags: Annotated[int, int_range(0, 3)]
+    keep_open: bool
+
+
+class RenameReply(NamedTuple):
+    """`moved` now has the new name; `replaced` had it before: exchanged, or one link less (nlink 0: gone)."""
+
+    old_directory: PromisedStatus
+    new_directory: PromisedStatus
+    moved: PromisedStatus
+    replaced: PromisedStatus | None
+
+
+# FS: extended attributes (user.* only)
+
+
+class GetXattr(NamedTuple):
+    """The value comes as bulk. Aborts NODATA if there is none."""
+
+    fid: Fid
+    name: XattrName
+
+
+class ListXattrs(NamedTuple):
+    fid: Fid
+
+
+class ListXattrsReply(NamedTuple):
+    names: Annotated[tuple[XattrName, ...], length_range(0, MAX_LIST)]
+
+
+class XattrFlags(enum.IntFlag):
+    """setxattr(2)."""
+
+    NONE = 0
+    CREATE = 1
+    REPLACE = 2
+
+
+class SetXattr(NamedTuple):
+    """The value is the bulk."""
+
+    fid: Fid
+    name: XattrName
+    flags: Annotated[int, int_range(0, 2)]
+
+
+class RemoveXattr(NamedTuple):
+    fid: Fid
+    name: XattrName
+
+
+# FS: promises and volumes
+
+
+class GiveUpCallBacks(NamedTuple):
+    fids: Fids
+
+
+class GiveUpAllCallBacks(NamedTuple):
+    """The client goes away: forget it and everything kept for it."""
+
+
+class GiveUpOpen(NamedTuple):
+    """These unlinked files are no longer open at the client."""
+
+    fids: Fids
+
+
+class GetVolumeStatus(NamedTuple):
+    volume: U32
+
+
+class GetVolumeStatusReply(NamedTuple):
+    name: Text
+    block_bytes: U32
+    blocks: U64
+    blocks_free: U64
+    blocks_available: U64
+    files: U64
+    files_free: U64
+
+
+class GetEntryByName(NamedTuple):
+    name: Text
+
+
+class GetEntryByNameReply(NamedTuple):
+    volume: U32
+    root: Fid
+
+
+# CB
+
+
+class RenewLease(NamedTuple):
+    """From the client, on the callbacks connection: I am here; my promises stay good for one lease more."""
+
+
+class Changed(enum.IntFlag):
+    """What a break says of a fid."""
+
+    STATUS = 1
+    DATA = 2  # bytes of a file, names of a directory
+    DELETED = 4  # its last name is gone
+
+
+class Break(NamedTuple):
+    fid: Fid
+    changed: Annotated[int, int_range(1, 7)]
+    data_version: U64
+
+
+class CallBack(NamedTuple):
+    breaks: Annotated[tuple[Break, ...], length_range(0, MAX_LIST)]
+
+
+class CallBackReply(NamedTuple):
+    """Acknowledges that nothing older will be shown. `still_open`: the deleted ones that are open here."""
+
+    still_open: Fids
+
+
+class InitCallBackState3(NamedTuple):
+    """Forget every promise of this server's."""
+
+    server: Uuid
+
+
+class Probe(NamedTuple):
+    """Are you there?"""
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    request: type[Any]
+    reply: type[Any]
+    names_once: bool
+    """Changes names and must not happen twice: its first argument is an Operation."""
+
+    decode_request: Callable[[object], Any]
+    decode_reply: Callable[[object], Any]
+
+
+def _method(name: str, request: type[Any], reply: type[Any], names_once: bool = False) -> Method:
+    return Method(name, request, reply, names_once, decoder(request), decoder(reply))
+
+
+_METHODS = (
+    _method("HELLO", Hello, HelloReply),
+    _method("FS.FetchStatus", FetchStatus, StatusReply),
+    _method("FS.InlineBulkStatus", InlineBulkStatus, InlineBulkStatusReply),
+    _method("FS.Lookup", Lookup, LookupReply),
+    _method("FS.FetchDirectory", FetchDirectory, FetchDirectoryReply),
+    _method("FS.FetchData", FetchData, StatusReply),
+    _method("FS.StoreData", StoreData, StatusReply),
+    _method("FS.StoreStatus", StoreStatus, StatusReply),
+    _method("FS.Sync", Sync, Empty),
+    _method("FS.CreateFile", CreateFile, EntryReply, True),
+    _method("FS.MakeDir", MakeDir, EntryReply, True),
+    _method("FS.Symlink", Symlink, EntryReply, True),
+    _method("FS.Link", Link, EntryReply, True),
+    _method("FS.RemoveFile", RemoveFile, RemoveFileReply, True),
+    _method("FS.RemoveDir", RemoveDir, RemoveDirReply, True),
+    _method("FS.Rename", Rename, RenameReply, True),
+    _method("FS.GetXattr", GetXattr, Empty),
+    _method("FS.ListXattrs", ListXattrs, ListXattrsReply),
+    _method("FS.SetXattr", SetXattr, StatusReply),
+    _method("FS.RemoveXattr", RemoveXattr, StatusReply),
+    _method("FS.GiveUpCallBacks", GiveUpCallBacks, Empty),
+    _method("FS.GiveUpAllCallBacks", GiveUpAllCallBacks, Empty),
+    _method("FS.GiveUpOpen", GiveUpOpen, Empty),
+    _method("FS.GetVolumeStatus", GetVolumeStatus, GetVolumeStatusReply),
+    _method("VL.GetEntryByName", GetEntryByName, GetEntryByNameReply),
+    _method("CB.RenewLease", RenewLease, Empty),
+    _method("CB.CallBack", CallBack, CallBackReply),
+    _method("CB.InitCallBackState3", InitCallBackState3, Empty),
+    _method("CB.Probe", Probe, Empty),
+)
+
+METHODS: dict[str, Method] = {m.name: m for m in _METHODS}
+METHOD_OF_REQUEST: dict[type[Any], Method] = {m.request: m for m in _METHODS}

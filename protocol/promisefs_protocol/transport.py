@@ -1,0 +1,210 @@
+"""Runs a `Connection` over a trio stream. The only module here that knows trio.
+
+`Peer.run` reads and dispatches; `Peer.call` may be used from any task meanwhile. Each call
+received runs in a task of its own, so replies leave in any order.
+
+Who sends: the first task that finds the outbox idle drains it, for the others too, shielded
+from cancellation, since half a frame would garble the stream. A peer that stops reading is therefore
+waited for without limit here; whoever owns the peer closes it when its lease has ended, which wakes the sender.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from .abort import AbortCode, Aborted, code_of
+from .connection import (
+    AbortReceived,
+    BadCallReceived,
+    CallReceived,
+    Connection,
+    Piece,
+    RemoteProtocolError,
+    ReplyReceived,
+)
+
+log = logging.getLogger(__name__)
+
+RECEIVE_BYTES = 65536
+MAX_RECEIVE_BYTES = 1 << 20
+MAX_CALLS_SERVED = 256
+"""Calls of one peer being served at a time; more are not read until some are done."""
+
+Reply = tuple[Any, Piece | None]
+"""A reply message and its bulk, if any."""
+Handler = Callable[[Any, bytes | None], Awaitable[Reply]]
+"""Serves one request; raises Aborted to refuse it."""
+
+
+class ConnectionLost(Exception):
+    """The connection ended before the reply came: the call may or may not have been carried out."""
+
+
+class _Slot:
+    """Where a caller waits for its answer."""
+
+    __slots__ = ("answer", "event")
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.answer: ReplyReceived | Exception | None = None
+
+    def set(self, answer: ReplyReceived | Exception) -> None:
+        self.answer = answer
+        self.event.set()
+
+
+class Peer:
+    """The other end of one connection.
+
+    `handler` serves the peer's calls. Any exception of its other than Aborted or OSError is a defect: it
+    is logged, the caller gets INTERNAL, and the connection goes on.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, handler: Handler, description: str) -> None:
+        self.description = description
+        self._stream = stream
+        self._handler = handler
+        self._connection = Connection()
+        self._slots: dict[int, _Slot] = {}
+        self._outbox: deque[Piece] = deque()
+        self._sending = False
+        self._serving = trio.Semaphore(MAX_CALLS_SERVED)
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    async def run(self) -> None:
+        """Serve until the connection ends, by whichever side; then fail every call still open.
+
+        Raises nothing but trio.Cancelled. What is being served for the peer is cancelled.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                await self._read_all(nursery)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._closed = True
+            for slot in self._slots.values():
+                if slot.answer is None:
+                    slot.set(ConnectionLost(self.description))
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self._stream)
+
+    async def close(self) -> None:
+        """End the connection now; `run` returns soon after."""
+        self._closed = True
+        await trio.aclose_forcefully(self._stream)
+
+    async def call(self, request: Any, bulk: Piece | None = None) -> tuple[Any, bytes | None]:
+        """Make a call. Return (reply, bulk). Raise Aborted or ConnectionLost; if cancelled, its fate is unknown."""
+        if self._closed:
+            raise ConnectionLost(self.description)
+        xid, pieces = self._connection.send_call(request, bulk)
+        slot = self._slots[xid] = _Slot()
+        try:
+            await self._send(pieces)
+            await slot.event.wait()
+        finally:
+            del self._slots[xid]
+            self._connection.forget_call(xid)
+        answer = slot.answer
+        if isinstance(answer, Exception):
+            raise answer
+        assert answer is not None
+        return answer.reply, answer.bulk
+
+    # Receiving
+
+    async def _read_all(self, nursery: trio.Nursery) -> None:
+        while not self._closed:
+            wanted = min(max(RECEIVE_BYTES, self._connection.bytes_wanted), MAX_RECEIVE_BYTES)
+            try:
+                data = await self._stream.receive_some(wanted)
+                if not data:
+                    return
+                events = self._connection.receive(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            except RemoteProtocolError as error:
+                log.warning("%s: closing the connection: %s", self.description, error)
+                return
+            for event in events:
+                if isinstance(event, ReplyReceived):
+                    self._slots[event.xid].set(event)
+                elif isinstance(event, AbortReceived):
+                    self._slots[event.xid].set(Aborted(event.code, event.message))
+                elif isinstance(event, CallReceived):
+                    await self._serving.acquire()
+                    nursery.start_soon(self._serve, event)
+                else:
+                    await self._refuse(event)
+
+    async def _serve(self, event: CallReceived) -> None:
+        try:
+            try:
+                reply, bulk = await self._handler(event.request, event.bulk)
+                pieces = self._connection.send_reply(event.xid, reply, bulk)
+            except Aborted as refusal:
+                pieces = self._connection.send_abort(event.xid, refusal.code, refusal.message)
+            except OSError as error:
+                log.warning("%s: %s: %s", self.description, event.method.name, error)
+                pieces = self._connection.send_abort(event.xid, code_of(error.errno or 0), error.strerror or "")
+            except Exception:
+                log.exception("%s: %s failed: a defect here", self.description, event.method.name)
+                pieces = self._connection.send_abort(event.xid, AbortCode.INTERNAL, "internal error, see the log")
+            await self._send_quietly(pieces)
+        finally:
+            self._serving.release()
+
+    async def _refuse(self, event: BadCallReceived) -> None:
+        if event.unknown_method:
+            code = AbortCode.UNKNOWN_METHOD
+        else:
+            code = AbortCode.NAMETOOLONG if event.name_too_long else AbortCode.BAD_MESSAGE
+        log.warning("%s: refused %s: %s", self.description, event.method_name[:40], event.reason)
+        await self._send_quietly(self._connection.send_abort(event.xid, code, event.reason))
+
+    # Sending
+
+    async def _send_quietly(self, pieces: list[Piece]) -> None:
+        """Send an answer; if the connection has ended meanwhile, nobody waits for it any more."""
+        try:
+            await self._send(pieces)
+        except ConnectionLost:
+            return
+
+    async def _send(self, pieces: list[Piece]) -> None:
+        self._outbox.extend(pieces)
+        if self._sending:
+            return
+        self._sending = True
+        try:
+            with trio.CancelScope(shield=True):
+                while self._outbox:
+                    await self._stream.send_all(self._next_batch())
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._closed = True
+            self._outbox.clear()
+            raise ConnectionLost(self.description) from None
+        finally:
+            self._sending = False
+
+    def _next_batch(self) -> Piece:
+        """Take what fits well into one send: small pieces joined, a large one alone."""
+        outbox = self._outbox
+        first = outbox.popleft()
+        if not outbox or len(first) > RECEIVE_BYTES:
+            return first
+        batch, size = [first], len(first)
+        while outbox and size + len(outbox[0]) <= RECEIVE_BYTES:
+            size += len(outbox[0])
+            batch.append(outbox.popleft())
+        return b"".join(batch)
