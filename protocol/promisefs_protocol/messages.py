@@ -378,6 +378,7 @@ class Break(NamedTuple):
     fid: Fid
     changed: Annotated[int, int_range(1, 7)]
     data_version: U64
+    size: Size = 0  # of a file, now: a mapping that may reach beyond its old end has to be told
 
 
 class CallBack(NamedTuple):

@@ -1,0 +1,90 @@
+"""What the client knows of one vnode. Core: no I/O, no clock."""
+
+from __future__ import annotations
+
+from promisefs_protocol.ids import Fid, Status
+
+from .contents import FileContents
+
+Version = tuple[int, int]
+
+ROOT_INO = 1
+_VOLUME_SHIFT = 40
+
+
+def ino_of(fid: Fid) -> int:
+    """The inode number of a fid: computed, so it stays the same for ever. Vnode numbers are never used twice."""
+    return fid.volume << _VOLUME_SHIFT | fid.vnode
+
+
+class DirectoryNames:
+    """Names of one directory, as far as they were told, all at one data version.
+
+    `entries` holds None for a name known not to exist. `complete`: every name that exists is here.
+    """
+
+    __slots__ = ("complete", "entries", "version")
+
+    def __init__(self, version: Version) -> None:
+        self.version = version
+        self.entries: dict[bytes, Fid | None] = {}
+        self.complete = False
+
+    def knows(self, name: bytes) -> bool:
+        return self.complete or name in self.entries
+
+
+class Vnode:
+    """One file, directory or symlink.
+
+    Fields are changed only by `VnodeTable` and, for contents, `FileStore`.
+    """
+
+    __slots__ = (
+        "contents",
+        "deleted",
+        "fid",
+        "ino",
+        "kernel_pages",
+        "lookups",
+        "names",
+        "opens",
+        "own_versions",
+        "parent",
+        "pending_mtime_ns",
+        "promise_until",
+        "status",
+        "target",
+    )
+
+    def __init__(self, fid: Fid, ino: int, status: Status) -> None:
+        self.fid = fid
+        self.ino = ino
+        self.status = status
+        self.promise_until = 0.0  # client's monotonic clock; 0: no promise
+        self.lookups = 0  # references the kernel holds
+        self.opens = 0  # handles the kernel holds; a mapping keeps its handle open until the last munmap
+        self.kernel_pages = False  # the kernel may have pages of this file
+        self.deleted = False  # the last name is gone; lives on through open handles
+        self.parent: Fid | None = None  # of a directory: what '..' is
+        self.contents: FileContents | None = None  # present iff a regular file was opened or read
+        self.names: DirectoryNames | None = None  # present iff a directory and some names are known
+        self.target: bytes | None = None  # of a symlink; never changes
+        self.pending_mtime_ns: int | None = None  # present iff contents are dirty: goes out with the store
+        self.own_versions: set[int] = set()  # data versions our stores made, ahead of the label (replies out of order)
+
+    @property
+    def size(self) -> int:
+        """Size as seen through this mount: the server's, extended by what is not stored yet."""
+        if self.contents is None:
+            return self.status.size
+        return max(self.status.size, self.contents.dirty_end)
+
+    @property
+    def is_dirty(self) -> bool:
+        return self.contents is not None and self.contents.is_dirty
+
+    @property
+    def in_use(self) -> bool:
+        """The kernel refers to it, or it holds data the server does not have."""
+        return self.lookups > 0 or self.opens > 0 or self.is_dirty

@@ -1,0 +1,341 @@
+"""The vnode table: who knows what, under which promise, and what a break does to it.
+
+Core: no I/O; `now` is the client's monotonic clock in seconds; what must be done in the kernel is returned
+as `KernelWork` or collected in `found_stale`. Every method is atomic: no task can see a step half done.
+
+Validity. A vnode may be served from cache iff its promise has not run out *and* the lease runs *and* no break came
+since (a break clears the promise). Everything else asks the server first.
+
+Invariants
+I1  A promise is installed only together with the status it is for, in one step, and only if neither a break of that fid nor a
+    reset (InitCallBackState3, lost lease) came after the call that brought it was sent. A break for a fid that is not in the
+    table counts too: `_broken` remembers it while a call from before is in flight.
+I2  Statuses of one fid are applied in the order of ctime, within one incarnation of the volume.
+I3  Clean blocks of a file carry the version label they were read under; when a status with another version is
+    applied they go, unless our own store made exactly that change.
+I4  Cached names of a directory belong to one data version; an own change edits them only if it made exactly the next one.
+I5  `by_ino` and `by_fid` hold the same vnodes; a vnode in use is never evicted.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from promisefs_protocol.ids import Fid, PromisedStatus, Status
+from promisefs_protocol.messages import Break, Changed
+
+from .contents import FileContents, PageCache
+from .vnode import ROOT_INO, DirectoryNames, Version, Vnode, ino_of
+
+PROMISE_MARGIN_S = 10.0
+"""The last seconds of a promise are not used (AFS clients do the same)."""
+
+MAX_REMEMBERED_BREAKS = 10_000
+"""When more distinct fids were broken during calls in flight, all those calls lose their promises instead."""
+
+
+class CallMark(NamedTuple):
+    """Taken when a call is sent; needed to install what it brings."""
+
+    number: int
+    sequence: int
+    sent_at: float
+
+
+class KernelWork(NamedTuple):
+    """Caches of the kernel that are no longer right for one inode."""
+
+    ino: int
+    pages: bool
+    names: bool
+    grown_to: int  # the new size if the file grew and may be mapped, else 0
+
+
+class VnodeTable:
+    def __init__(self, cache: PageCache, root: PromisedStatus, max_idle: int) -> None:
+        self.cache = cache
+        self.lease_until = 0.0
+        self.found_stale: list[KernelWork] = []
+        """Kernel caches that a status showed to be stale without a break; the shell takes and empties it."""
+        self.given_up: list[Fid] = []
+        """Evicted with a promise: the server may be told. The shell takes and empties it."""
+        self._max_idle = max_idle
+        self._by_fid: dict[Fid, Vnode] = {}
+        self._by_ino: dict[int, Vnode] = {}
+        self._idle: OrderedDict[Fid, None] = OrderedDict()
+        self._sequence = 0
+        self._reset_sequence = 0
+        self._broken: dict[Fid, int] = {}
+        self._calls: dict[int, int] = {}
+        self._next_call = 0
+        self.root_fid = root.fid
+        root_vnode = self._insert(root.fid, root.status)
+        root_vnode.lookups = 1  # the kernel's, never forgotten
+        root_vnode.parent = root.fid
+
+    # Looking up
+
+    def __len__(self) -> int:
+        return len(self._by_fid)
+
+    def __iter__(self) -> Iterable[Vnode]:  # type: ignore[misc]
+        return iter(list(self._by_fid.values()))
+
+    def get(self, fid: Fid) -> Vnode | None:
+        return self._by_fid.get(fid)
+
+    def by_ino(self, ino: int) -> Vnode | None:
+        return self._by_ino.get(ino)
+
+    def valid(self, vnode: Vnode, now: float) -> bool:
+        """Whether cached knowledge of the vnode may be served without asking."""
+        return vnode.promise_until > now and self.lease_until > now
+
+    def remaining_s(self, vnode: Vnode, now: float) -> float:
+        """How long the kernel may keep what it is told of the vnode; 0 without a promise."""
+        return max(0.0, vnode.promise_until - now) if self.lease_until > now else 0.0
+
+    # Calls and what they bring
+
+    def begin_call(self, now: float) -> CallMark:
+        self._next_call += 1
+        self._calls[self._next_call] = self._sequence
+        return CallMark(self._next_call, self._sequence, now)
+
+    def end_call(self, mark: CallMark) -> None:
+        self._calls.pop(mark.number, None)
+        if not self._calls:
+            self._broken.clear()
+
+    def install(self, entry: PromisedStatus, mark: CallMark) -> Vnode:
+        """Apply a status and, if nothing came between (I1), its promise."""
+        vnode = self._by_fid.get(entry.fid)
+        if vnode is None:
+            vnode = self._insert(entry.fid, entry.status)
+            self._set_promise(vnode, entry, mark)
+            return vnode
+        if self._is_newer(vnode.status, entry.status):
+            self._apply(vnode, entry.status)
+            self._set_promise(vnode, entry, mark)
+        return vnode
+
+    def install_own_data(self, entry: PromisedStatus, mark: CallMark) -> Vnode:
+        """Like `install`, for the reply to our own store or truncation: it made one new version itself (I3)."""
+        vnode = self._by_fid[entry.fid]
+        contents = vnode.contents
+        if contents is not None and contents.version is not None:
+            self._advance(vnode, contents, entry.status)
+        return self.install(entry, mark)
+
+    def stores_done(self, vnode: Vnode) -> None:
+        """No own store is in flight any more: a version still ahead of the label means that another's came between."""
+        contents = vnode.contents
+        if vnode.own_versions and contents is not None:
+            vnode.own_versions.clear()
+            if contents.set_version(vnode.status.version, vnode.status.size) and vnode.kernel_pages:
+                self.found_stale.append(KernelWork(vnode.ino, True, False, 0))
+
+    def _advance(self, vnode: Vnode, contents: FileContents, status: Status) -> None:
+        assert contents.version is not None
+        incarnation, label = contents.version
+        if status.incarnation != incarnation:
+            return
+        ahead = vnode.own_versions
+        if status.data_version > label:
+            ahead.add(status.data_version)
+        while label + 1 in ahead:
+            label += 1
+            ahead.discard(label)
+        if label != contents.version[1]:
+            contents.advance_version((incarnation, label), status.size)
+
+    @staticmethod
+    def _is_newer(known: Status, new: Status) -> bool:
+        return new.incarnation != known.incarnation or new.ctime_ns >= known.ctime_ns
+
+    def _apply(self, vnode: Vnode, status: Status) -> None:
+        vnode.status = status
+        if status.nlink == 0:
+            vnode.deleted = True
+        contents = vnode.contents
+        # Versions of own stores that are ahead are settled in `stores_done`.
+        if contents is not None and not vnode.own_versions:
+            had_label = contents.version is not None
+            if contents.set_version(status.version, status.size) and had_label and vnode.kernel_pages:
+                self.found_stale.append(KernelWork(vnode.ino, True, False, 0))
+        if vnode.names is not None and vnode.names.version != status.version:
+            vnode.names = None
+
+    def _set_promise(self, vnode: Vnode, entry: PromisedStatus, mark: CallMark) -> None:
+        if mark.sequence < self._reset_sequence or mark.sequence < self._broken.get(vnode.fid, 0):
+            return
+        until = mark.sent_at + entry.promise_s - PROMISE_MARGIN_S
+        if entry.promise_s and until > vnode.promise_until:
+            vnode.promise_until = until
+
+    def _insert(self, fid: Fid, status: Status) -> Vnode:
+        vnode = Vnode(fid, ROOT_INO if fid == self.root_fid else ino_of(fid), status)
+        vnode.deleted = status.nlink == 0
+        self._by_fid[fid] = vnode
+        self._by_ino[vnode.ino] = vnode
+        self._idle[fid] = None
+        self._trim_idle()
+        return vnode
+
+    # Breaks and resets
+
+    def break_promises(self, breaks: Iterable[Break]) -> tuple[list[KernelWork], list[Fid]]:
+        """CB.CallBack. Return the kernel work to do before acknowledging, and which deleted files are open here."""
+        self._sequence += 1
+        work: list[KernelWork] = []
+        still_open: list[Fid] = []
+        for item in breaks:
+            if self._calls:
+                self._remember_break(item.fid)
+            vnode = self._by_fid.get(item.fid)
+            if vnode is None:
+                continue
+            vnode.promise_until = 0.0
+            if item.changed & Changed.DELETED:
+                vnode.deleted = True
+                if vnode.opens:
+                    still_open.append(vnode.fid)
+            grown_to = 0
+            pages = names = False
+            if item.changed & Changed.DATA:
+                names = vnode.status.is_dir
+                vnode.names = None
+                pages = vnode.kernel_pages
+                grown_to = item.size if vnode.opens and item.size > vnode.size else 0
+                if vnode.contents is not None:
+                    vnode.own_versions.clear()
+                    vnode.contents.drop_clean()
+            if vnode.lookups:
+                work.append(KernelWork(vnode.ino, pages, names, grown_to))
+        return work, still_open
+
+    def _remember_break(self, fid: Fid) -> None:
+        if len(self._broken) >= MAX_REMEMBERED_BREAKS:
+            self._reset_sequence = self._sequence
+            self._broken.clear()
+        self._broken[fid] = self._sequence
+
+    def reset(self) -> tuple[list[KernelWork], list[KernelWork]]:
+        """InitCallBackState3 or a lost lease: no promise holds. Return urgent kernel work (open files) and the rest.
+
+        Clean blocks and names keep their labels: validation tells whether they are still current.
+        """
+        self._sequence += 1
+        self._reset_sequence = self._sequence
+        urgent: list[KernelWork] = []
+        rest: list[KernelWork] = []
+        for vnode in self._by_fid.values():
+            vnode.promise_until = 0.0
+            if vnode.opens:
+                urgent.append(KernelWork(vnode.ino, vnode.kernel_pages, vnode.status.is_dir, 0))
+            elif vnode.lookups:
+                rest.append(KernelWork(vnode.ino, False, vnode.status.is_dir, 0))
+        return urgent, rest
+
+    def vnode_is_gone(self, vnode: Vnode) -> None:
+        """The server does not know the fid any more."""
+        vnode.deleted = True
+        vnode.promise_until = 0.0
+
+    # Names
+
+    def learn_name(self, directory: Vnode, version: Version, name: bytes, fid: Fid | None) -> None:
+        """A lookup told what `name` is in that version of the directory."""
+        if directory.status.version != version:
+            return
+        if directory.names is None:
+            directory.names = DirectoryNames(version)
+        directory.names.entries[name] = fid
+
+    def learn_listing(self, directory: Vnode, version: Version, entries: dict[bytes, Fid | None]) -> None:
+        """A whole listing, all of it of one version."""
+        if directory.status.version == version:
+            directory.names = DirectoryNames(version)
+            directory.names.entries = entries
+            directory.names.complete = True
+
+    def own_change(self, entry: PromisedStatus, mark: CallMark, changes: dict[bytes, Fid | None]) -> Vnode:
+        """Our own change of a directory: install its new status and edit the names if no other change came between."""
+        directory = self._by_fid.get(entry.fid)
+        names = None if directory is None else directory.names
+        if names is not None and entry.status.version == (names.version[0], names.version[1] + 1):
+            names.version = entry.status.version
+            for name, fid in changes.items():
+                if fid is None and names.complete:
+                    names.entries.pop(name, None)
+                else:
+                    names.entries[name] = fid
+        directory = self.install(entry, mark)
+        if directory.names is None:
+            for name, fid in changes.items():
+                self.learn_name(directory, entry.status.version, name, fid)
+        return directory
+
+    # References
+
+    def add_lookup(self, vnode: Vnode) -> None:
+        vnode.lookups += 1
+        self._idle.pop(vnode.fid, None)
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel dropped `count` references."""
+        vnode = self._by_ino.get(ino)
+        if vnode is None or vnode.fid == self.root_fid:
+            return
+        assert vnode.lookups >= count, f"forget({ino}, {count}) of {vnode.lookups}"
+        vnode.lookups -= count
+        if vnode.lookups == 0:
+            vnode.kernel_pages = False
+            self.may_be_idle(vnode)
+
+    def add_open(self, vnode: Vnode) -> None:
+        vnode.opens += 1
+        self._idle.pop(vnode.fid, None)
+
+    def drop_open(self, vnode: Vnode) -> None:
+        assert vnode.opens > 0
+        vnode.opens -= 1
+        self.may_be_idle(vnode)
+
+    def may_be_idle(self, vnode: Vnode) -> None:
+        """Something that kept the vnode in use ended; idle vnodes are kept, least recently used going first (I5)."""
+        if vnode.in_use or self._by_fid.get(vnode.fid) is not vnode:
+            return
+        if vnode.deleted:
+            self._evict(vnode)
+        else:
+            self._idle[vnode.fid] = None
+            self._idle.move_to_end(vnode.fid)
+            self._trim_idle()
+
+    def _trim_idle(self) -> None:
+        while len(self._idle) > self._max_idle:
+            fid, _ = self._idle.popitem(last=False)
+            vnode = self._by_fid[fid]
+            if vnode.in_use:
+                continue
+            if vnode.promise_until:
+                self.given_up.append(fid)
+            self._evict(vnode)
+
+    def _evict(self, vnode: Vnode) -> None:
+        if vnode.contents is not None:
+            vnode.contents.close()
+            vnode.contents = None
+        self._idle.pop(vnode.fid, None)
+        del self._by_fid[vnode.fid]
+        del self._by_ino[vnode.ino]
+
+    def check_invariants(self) -> None:
+        assert len(self._by_fid) == len(self._by_ino)
+        for vnode in self._by_fid.values():
+            assert self._by_ino[vnode.ino] is vnode
+            assert vnode.names is None or vnode.names.version == vnode.status.version
+            assert not (vnode.fid in self._idle and vnode.lookups)
