@@ -1,0 +1,297 @@
+"""One server and its mounts in one directory: DIR/store, DIR/server.log, and for each mount DIR/NAME and DIR/NAME.log.
+
+`DIR/cell.json` says what runs, so that another process can take it down. Everything has a time limit, and
+everything that is started carries the cell's mark (see `processes`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from . import mounts, processes
+
+COMMANDS = Path(sys.executable).parent
+"""promisefsd and promisefs are taken from where this Python is: the same virtual environment."""
+READY_S = 30.0
+"""Most time for the server or a mount to become usable."""
+STOP_S = 30.0
+"""Most time for either to end in good order."""
+_POLL_S = 0.01
+_LISTENING = re.compile(r"listening on \S*:(\d+)")
+_BAD_LOG_LINE = re.compile(
+    r"Traceback \(most recent|\bERROR\b|\bCRITICAL\b|Exception ignored|Error in sys\.|\w+Warning:"
+)
+
+
+class CellError(Exception):
+    """The cell could not do what was asked; the message says why."""
+
+
+@dataclass(slots=True)
+class Mount:
+    name: str
+    mountpoint: Path
+    connection: int
+    """Number of its FUSE connection, for fusectl."""
+    pid: int
+    """Its daemon."""
+
+
+class Cell:
+    """Not thread-safe. Starts nothing by itself: call `start_server`, `mount`; `down` ends all."""
+
+    def __init__(self, directory: Path, mark: str | None = None) -> None:
+        self.directory = directory.resolve()
+        self.mark = mark or processes.new_mark()
+        self.port = 0
+        """Where the server listens; 0: not known yet, a free one is taken."""
+        self.server_pid: int | None = None
+        self.mounts: dict[str, Mount] = {}
+        self._server: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def load(cls, directory: Path) -> Cell | None:
+        """The cell whose state is in the directory, or None if there is no state."""
+        try:
+            state = json.loads((directory / "cell.json").read_text())
+            cell = cls(directory, state["mark"])
+            cell.port, cell.server_pid = state["port"], state["server_pid"]
+            for entry in state["mounts"]:
+                cell.mounts[entry["name"]] = Mount(**{**entry, "mountpoint": Path(entry["mountpoint"])})
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as problem:
+            raise CellError(f"{directory / 'cell.json'} cannot be understood: {problem!r}") from None
+        return cell
+
+    @property
+    def store(self) -> Path:
+        return self.directory / "store"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def logs(self) -> list[Path]:
+        """Log files and captured output of everything that ever ran here."""
+        return sorted(path for path in self.directory.iterdir() if path.suffix in (".log", ".out"))
+
+    def mountpoint(self, name: str) -> Path:
+        return self.directory / name
+
+    def server_runs(self) -> bool:
+        return self.server_pid is not None and processes.belongs(self.server_pid, self.mark)
+
+    def runs(self) -> bool:
+        """Whether server and mounts are all there. Does not touch the mounts."""
+        return self.server_runs() and all(
+            processes.belongs(mount.pid, self.mark) and mounts.fuse_mount_at(mount.mountpoint)
+            for mount in self.mounts.values()
+        )
+
+    # The server
+
+    def start_server(self, *options: str) -> None:
+        """Start it and wait until it listens; the second time on the same port. Raise CellError."""
+        if self.server_runs():
+            raise CellError("the server runs already")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        output = self.directory / "server.out"
+        self._save()
+        command: list[str | Path] = [COMMANDS / "promisefsd", "serve", self.store, "--listen", self.address]
+        command += ["--log-file", self.directory / "server.log", *options]
+        with output.open("ab") as out:
+            seen = out.tell()
+            self._server = self._spawn("server", command, out)
+        self.server_pid = self._server.pid
+        deadline = time.monotonic() + READY_S
+        while not (ready := _LISTENING.search(_tail(output, seen))):
+            if self._server.poll() is not None:
+                self.server_pid = None
+                raise CellError(f"promisefsd ended with status {self._server.returncode}: {_tail(output, seen)}")
+            if time.monotonic() > deadline:
+                processes.end(f"{self.mark}/server", grace_s=1)
+                raise CellError(f"promisefsd is not ready after {READY_S:g} s: {_tail(output, seen)}")
+            time.sleep(_POLL_S)
+        self.port = int(ready[1])
+        self._save()
+
+    def stop_server(self, *, kill: bool = False) -> None:
+        """SIGTERM (or SIGKILL) and wait for its end. Raise CellError if it needed more, or ended with an error."""
+        mark = f"{self.mark}/server"
+        if kill:
+            processes.send(processes.marked(mark), mark, signal.SIGKILL)
+        complaints = processes.end(mark, STOP_S)
+        status = self._server.wait(STOP_S) if self._server else 0
+        self._server = self.server_pid = None
+        self._save()
+        if status != (-signal.SIGKILL if kill else 0) and not complaints:
+            complaints.append(f"promisefsd ended with status {status}: {_tail(self.directory / 'server.out', 0)}")
+        if complaints:
+            raise CellError("; ".join(complaints))
+
+    # Mounts
+
+    def mount(self, name: str, *, options: str = "", volume: str = "") -> Mount:
+        """Mount at DIR/NAME; `options` is what -o takes. Raise CellError."""
+        mountpoint = self.mountpoint(name)
+        mountpoint.mkdir(exist_ok=True)
+        output = self.directory / f"{name}.out"
+        mark = f"{self.mark}/{name}"
+        command: list[str | Path] = [COMMANDS / "promisefs", "mount", self.address + (f"/{volume}" if volume else "")]
+        command += [mountpoint, "--log-file", self.directory / f"{name}.log", *(["-o", options] if options else [])]
+        with output.open("ab") as out:
+            seen = out.tell()
+            process = self._spawn(name, command, out)
+        try:
+            status = process.wait(READY_S)
+        except subprocess.TimeoutExpired:
+            processes.end(mark, grace_s=1)
+            process.wait(STOP_S)
+            self._force_unmount(mountpoint)
+            raise CellError(f"promisefs mount is not done after {READY_S:g} s: {_tail(output, seen)}") from None
+        found = mounts.fuse_mount_at(mountpoint)
+        daemons = processes.marked(mark)
+        if status != 0 or found is None or not daemons:
+            processes.end(mark, grace_s=1)
+            self._force_unmount(mountpoint)
+            state = f"status {status}, mounted: {found is not None}, daemons: {len(daemons)}"
+            raise CellError(f"promisefs mount failed ({state}): {_tail(output, seen)}")
+        mount = self.mounts[name] = Mount(name, mountpoint, found.connection, min(daemons))
+        self._save()
+        return mount
+
+    def unmount(self, name: str) -> None:
+        """Unmount in good order and wait for the daemon's end. Raise CellError if that took force."""
+        mount = self.mounts.pop(name)
+        self._save()
+        complaints: list[str] = []
+        if mounts.fuse_mount_at(mount.mountpoint):
+            complaints += self._umount_command(mount.mountpoint)
+        mark = f"{self.mark}/{name}"
+        if not complaints and processes.wait_until_gone(mark, STOP_S):
+            complaints.append(f"the daemon of {mount.mountpoint} goes on after promisefs umount")
+        if mounts.fuse_mount_at(mount.mountpoint):
+            complaints.append(f"{mount.mountpoint} had to be aborted and unmounted by force")
+            self._force_unmount(mount.mountpoint)
+        complaints += processes.end(mark, grace_s=5)
+        if complaints:
+            raise CellError("; ".join(complaints))
+
+    def _umount_command(self, mountpoint: Path) -> list[str]:
+        command: list[str | Path] = [COMMANDS / "promisefs", "umount", mountpoint]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            said = process.communicate(timeout=STOP_S)[0]
+        except subprocess.TimeoutExpired:
+            self._force_unmount(mountpoint)
+            process.kill()
+            process.communicate()
+            return [f"promisefs umount {mountpoint} is not done after {STOP_S:g} s"]
+        if process.returncode:
+            return [f"promisefs umount {mountpoint} failed ({process.returncode}): {said.decode(errors='replace')}"]
+        return []
+
+    def _force_unmount(self, mountpoint: Path) -> None:
+        while mount := mounts.fuse_mount_at(mountpoint):
+            mounts.force_unmount(mount)
+            if mounts.fuse_mount_at(mountpoint) == mount:
+                break
+
+    # The whole
+
+    def up(self, mount_count: int, *, server_options: Sequence[str] = (), mount_options: str = "") -> Cell:
+        """Start the server and mount m1, m2, ... If anything fails take all down again and raise CellError."""
+        try:
+            self.start_server(*server_options)
+            for number in range(1, mount_count + 1):
+                self.mount(f"m{number}", options=mount_options)
+        except BaseException:
+            self.down()
+            raise
+        return self
+
+    def down(self) -> list[str]:
+        """End everything, by force if need be; store and logs stay. Return what did not end in good order."""
+        complaints: list[str] = []
+        if not self.directory.is_dir():
+            return complaints
+        for name in list(self.mounts):
+            try:
+                self.unmount(name)
+            except CellError as problem:
+                complaints.append(str(problem))
+            with suppress(OSError):
+                self.mountpoint(name).rmdir()
+        try:
+            self.stop_server()
+        except CellError as problem:
+            complaints.append(str(problem))
+        complaints += processes.end(self.mark, grace_s=5)
+        for mount in mounts.fuse_mounts_below(self.directory):
+            complaints.append(f"{mount.mountpoint} was still mounted")
+            mounts.force_unmount(mount)
+        (self.directory / "cell.json").unlink(missing_ok=True)
+        return complaints
+
+    def _spawn(self, name: str, command: Sequence[str | Path], out: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            env=processes.environment(f"{self.mark}/{name}"),
+            start_new_session=True,
+        )
+
+    def _save(self) -> None:
+        state = {
+            "mark": self.mark,
+            "port": self.port,
+            "server_pid": self.server_pid,
+            "mounts": [{**asdict(mount), "mountpoint": str(mount.mountpoint)} for mount in self.mounts.values()],
+        }
+        new = self.directory / "cell.json.new"
+        new.write_text(json.dumps(state, indent=1) + "\n")
+        new.replace(self.directory / "cell.json")
+
+
+def _tail(path: Path, start: int) -> str:
+    """What a captured output has beyond `start`, at most its last 2,000 characters."""
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(start)
+        return file.read().decode(errors="replace").strip()[-2000:]
+    return ""
+
+
+class LogWatch:
+    """Finds lines in a cell's logs that mean a bug: tracebacks, errors, warnings of Python."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+        self._seen: dict[Path, int] = {path: path.stat().st_size for path in cell.logs}
+
+    def new_bad_lines(self, allowed: Sequence[str] = ()) -> list[str]:
+        """Bad lines since the last call, except those in which one of the `allowed` regular expressions is found."""
+        bad = []
+        for path in self._cell.logs:
+            with path.open("rb") as file:
+                file.seek(self._seen.get(path, 0))
+                text = file.read()
+            self._seen[path] = self._seen.get(path, 0) + len(text)
+            for line in text.decode(errors="replace").splitlines():
+                if _BAD_LOG_LINE.search(line) and not any(re.search(pattern, line) for pattern in allowed):
+                    bad.append(f"{path.name}: {line}")
+        return bad

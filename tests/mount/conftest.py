@@ -1,0 +1,177 @@
+"""Real cells for the tests of this folder: a real server and real mounts on /dev/fuse.
+
+    def test_it(cell):          a fresh directory in a running cell with two mounts; cell.a and cell.b are its views
+    def test_it(make_cell):     cells of the test's own, which it may stop, kill and start again:
+                                c = make_cell(mounts=3, server_options=["--lease", "2"], mount_options="timeout=5")
+    def test_it(mmap_program):  path of the compiled mmap reader and writer
+    @pytest.mark.limit_s(300)   instead of the usual time limit of TEST_LIMIT_S
+    @pytest.mark.allow_log("...")   regular expressions for log lines that this test provokes
+
+A test that hangs, in a page fault even, is freed by the guard: FUSE connections aborted, daemons killed; it then fails.
+After every test the daemons' logs must have no traceback, error or warning, and what was started must end in good order.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from cell_lib import mmap_program as mmap_source
+from cell_lib import mounts, processes
+from cell_lib.cell import Cell, CellError, LogWatch
+from cell_lib.guard import Guard
+
+TEST_LIMIT_S = 120.0
+"""Time for one test, its own cells' start and end included. The guard needs at most some seconds more."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "limit_s(seconds): time limit of this test of real mounts")
+    config.addinivalue_line("markers", "allow_log(pattern, ...): log lines of the daemons that this test provokes")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One fresh directory as two mounts of one server show it."""
+
+    a: Path
+    b: Path
+    name: str
+    """Of the directory, in the root of the volume."""
+    running: Cell
+    """Shared with other tests: do not stop it. `make_cell` gives cells that may be."""
+
+    @property
+    def both(self) -> tuple[Path, Path]:
+        return self.a, self.b
+
+
+MakeCell = Callable[..., Cell]
+
+
+@dataclass(slots=True)
+class _Site:
+    """Where the session's cells live, with the guard over them."""
+
+    directory: Path
+    mark: str
+    guard: Guard
+    made: int = 0
+    shared: Cell | None = None
+
+    def new_cell(self) -> Cell:
+        self.made += 1
+        return Cell(self.directory / f"c{self.made}", f"{self.mark}/c{self.made}")
+
+    def take_down_shared(self) -> list[str]:
+        cell, self.shared = self.shared, None
+        return _end(cell) if cell else []
+
+
+def _end(cell: Cell) -> list[str]:
+    complaints = cell.down()
+    complaints += [f"left behind: process {pid} ({processes.command_line(pid)})" for pid in processes.marked(cell.mark)]
+    complaints += [f"left behind: mount {mount.mountpoint}" for mount in mounts.fuse_mounts_below(cell.directory)]
+    shutil.rmtree(cell.store, ignore_errors=True)
+    return complaints
+
+
+@pytest.fixture(scope="session")
+def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Site]:
+    if reason := mounts.why_fuse_is_unusable():
+        pytest.fail(f"tests of real mounts cannot run: {reason}", pytrace=False)
+    directory = tmp_path_factory.mktemp("cells").resolve()
+    mark = processes.new_mark()
+    threads_before = set(threading.enumerate())
+    with Guard(directory, mark) as guard:
+        site = _Site(directory, mark, guard)
+        yield site
+        complaints = site.take_down_shared()
+    complaints += [f"left behind: process {pid}" for pid in processes.marked(mark)]
+    complaints += [f"left behind: mount {mount.mountpoint}" for mount in mounts.fuse_mounts_below(directory)]
+    complaints += [
+        f"left behind: thread {thread.name}"
+        for thread in threading.enumerate()
+        if thread not in threads_before and not thread.daemon
+    ]
+    if complaints:
+        pytest.fail("\n".join(complaints), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _time_limit(_site: _Site, request: pytest.FixtureRequest) -> Iterator[None]:
+    marker = request.node.get_closest_marker("limit_s")
+    limit_s = float(marker.args[0]) if marker else TEST_LIMIT_S
+    # The stacks come first: once the connections are aborted they no longer say where it hung.
+    faulthandler.dump_traceback_later(limit_s - 1, exit=False)
+    _site.guard.arm(limit_s)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+    if _site.guard.disarm():
+        # What the guard did to the shared cell is no complaint of its own.
+        _site.take_down_shared()
+        pytest.fail(f"not done after {limit_s:g} s; its mounts were aborted", pytrace=False)
+
+
+def _allowed(request: pytest.FixtureRequest) -> list[str]:
+    return [str(pattern) for marker in request.node.iter_markers("allow_log") for pattern in marker.args]
+
+
+@pytest.fixture
+def make_cell(_site: _Site, _time_limit: None, request: pytest.FixtureRequest) -> Iterator[MakeCell]:
+    """Return a function that starts cells, which end with the test."""
+    made: list[tuple[Cell, LogWatch]] = []
+
+    def make(mounts: int = 2, server_options: Sequence[str] = (), mount_options: str = "") -> Cell:
+        cell = _site.new_cell()
+        cell.directory.mkdir()
+        made.append((cell, LogWatch(cell)))
+        return cell.up(mounts, server_options=server_options, mount_options=mount_options)
+
+    yield make
+    complaints: list[str] = []
+    for cell, watch in reversed(made):
+        complaints += _end(cell)
+        complaints += watch.new_bad_lines(_allowed(request))
+    if complaints:
+        pytest.fail("\n".join(complaints), pytrace=False)
+
+
+@pytest.fixture
+def cell(_site: _Site, _time_limit: None, request: pytest.FixtureRequest) -> Iterator[View]:
+    """Return a fresh directory of the session's cell. A cell that did not survive a test is replaced for the next."""
+    if _site.shared and not _site.shared.runs():
+        _site.take_down_shared()
+    if _site.shared is None:
+        new = _site.new_cell()
+        _site.shared = new.up(2)
+    running = _site.shared
+    watch = LogWatch(running)
+    name = f"t{os.urandom(4).hex()}"
+    a, b = (running.mountpoint(mount) / name for mount in ("m1", "m2"))
+    a.mkdir()
+    yield View(a, b, name, running)
+    complaints = watch.new_bad_lines(_allowed(request))
+    if not running.runs():
+        complaints.append("the cell's server or one of its mounts ended during this test")
+    if complaints:
+        pytest.fail("\n".join(complaints), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def mmap_program() -> Path:
+    """The compiled scripts/mmap_demo.c."""
+    return mmap_source.build()
+
+
+__all__ = ["CellError", "MakeCell", "View"]
