@@ -1,0 +1,331 @@
+"""What the client holds of one file's bytes, in three layers.
+
+    dirty     written by applications, not on its way to the server
+    storing   dirty bytes that a StoreData carries at this moment
+    clean     blocks that the server told us, all labelled with one version
+
+Reading looks through them from the top. A store takes an extent from dirty into storing; its success moves it into
+clean, its failure puts it back under what was written meanwhile. So a write during a store stays dirty, and dropping
+clean blocks never loses a write.
+
+A fetch takes time, so its reply says which version it belongs to and is taken in only if that is still the label.
+Who fetches samples `fill_epoch` first, calls `set_version` with the status of the reply, then `fill`. The epoch voids
+fills that were in flight when clean blocks were dropped or cut, whatever they are labelled.
+
+Invariants:
+I1  Clean blocks exist only while `version` is not None, and all are of that version.
+I2  No clean block reaches past `server_size`. Where it ends before that, and past `server_size`, the file has zeros.
+I3  Extents in storing do not overlap.
+I4  The cache's `dirty_bytes` contains this file's `dirty_bytes` exactly.
+
+Every method is synchronous and so atomic to other tasks. Offsets and sizes are bytes. Callers see to it that a
+truncation is not sent while bytes past the new size are being stored: the server's order of the two would be unknown.
+"""
+
+from __future__ import annotations
+
+from .dirty import STORE_BYTES, Buffer, DirtyBytes, StoreExtent, StoringBytes
+from .pagecache import BLOCK_BYTES, CleanBlock, PageCache
+
+__all__ = ["BLOCK_BYTES", "STORE_BYTES", "FileContents", "PageCache", "StoreExtent"]
+
+Version = tuple[int, int]
+"""Incarnation of the volume, data version of the file."""
+
+
+def _piece(data: Buffer, start: int, end: int) -> bytes:
+    """Copy a range of a buffer, once (a whole bytes object is not copied)."""
+    return data[start:end] if isinstance(data, bytes) else bytes(memoryview(data)[start:end])
+
+
+class FileContents:
+    """Layers of one file."""
+
+    def __init__(self, cache: PageCache) -> None:
+        self._cache = cache
+        self._clean: dict[int, CleanBlock] = {}
+        self._storing = StoringBytes()
+        self._dirty = DirtyBytes()
+        self.version: Version | None = None
+        """Label of the clean blocks. None: there are none, and nothing is known about the server's bytes."""
+        self.server_size = 0
+        """Size at the server for `version`; meaningless while that is None."""
+        self.fill_epoch = 0
+        """To be sampled before a fetch."""
+
+    # What the server says
+
+    def set_version(self, version: Version, server_size: int) -> bool:
+        """Adopt a version and size that the server told.
+
+        If it is the label already, only the size is taken and the result is False. Else clean blocks of another
+        version go, fills in flight are void, and the result is True. When there was no label, nothing needs to be
+        voided (dropping it did that), so the reply that brings a first label may bring the first blocks as well.
+        """
+        if version == self.version:
+            self._resize_server(server_size)
+            return False
+        if self.version is not None:
+            self.drop_clean()
+        self.version = version
+        self.server_size = server_size
+        return True
+
+    def advance_version(self, version: Version, server_size: int) -> None:
+        """Adopt the version that this client's own change made of the label: clean blocks stay valid."""
+        self.version = version
+        self._resize_server(server_size)
+
+    def drop_clean(self) -> None:
+        """Forget all the server said, and void fills in flight."""
+        self.fill_epoch += 1
+        self.version = None
+        for block in list(self._clean.values()):
+            self._cache.remove(block)
+
+    def fill(self, index: int, data: Buffer, epoch: int, version: Version) -> bool:
+        """Add fetched bytes, which begin at block `index`, as clean blocks; return whether they were usable.
+
+        The last block is short only if the file ends there. Blocks that exist stay: a store may have changed them
+        since. What was just added is not evicted here, so a read with no await in between finds it whatever the limit.
+        """
+        if epoch != self.fill_epoch or version != self.version:
+            return False
+        start = index * BLOCK_BYTES
+        length = min(len(data), self.server_size - start)
+        added = 0
+        for at in range(0, length, BLOCK_BYTES):
+            if index not in self._clean:
+                piece = _piece(data, at, min(at + BLOCK_BYTES, length))
+                self._cache.add(CleanBlock(self._clean, index, piece))
+                added += 1
+            index += 1
+        self._cache.evict(keep=added)
+        return True
+
+    def truncate(self, size: int) -> None:
+        """Follow a truncation (or extension) to `size` which this client made and the server has accepted.
+
+        Its new version is for `advance_version` or `set_version`. Dirty bytes past `size` go; bytes in storing stay.
+        """
+        self.fill_epoch += 1
+        self.discard_dirty(size, None)
+        self._resize_server(size)
+
+    def forget(self) -> None:
+        """Give all memory back, because the vnode goes. Nothing may be dirty: store or discard it first."""
+        assert not self.is_dirty, "forgetting these contents would lose writes"
+        self.drop_clean()
+
+    # Reading
+
+    def read(self, offset: int, length: int, size: int) -> bytes | memoryview | None:
+        """Return the bytes of the range up to `size`, the file's size; None if a clean block is missing for it.
+
+        Exactly min(length, size - offset) bytes, none past the end. They do not change afterwards.
+        """
+        end = min(offset + length, size)
+        if end <= offset:
+            return b""
+        if self.is_dirty and (self._dirty.overlaps(offset, end) or self._storing.overlaps(offset, end)):
+            return self._read_layers(offset, end)
+        first = offset // BLOCK_BYTES
+        block_start = first * BLOCK_BYTES
+        if end <= block_start + BLOCK_BYTES:
+            return self._server_bytes(first, offset - block_start, end - block_start)
+        parts: list[bytes] = []
+        for index in range(first, (end - 1) // BLOCK_BYTES + 1):
+            block_start = index * BLOCK_BYTES
+            part = self._server_bytes(index, max(offset - block_start, 0), min(end - block_start, BLOCK_BYTES))
+            if part is None:
+                return None
+            parts.append(part)
+        return b"".join(parts)
+
+    def missing(self, offset: int, length: int) -> list[int]:
+        """Return the indexes of the blocks to fetch before all of the range can be read, ascending.
+
+        While there is no version the server's size is not known either: callers cut the range at the file's size.
+        """
+        wanted: list[int] = []
+        if length <= 0:
+            return wanted
+        for index in range(offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES + 1):
+            start = index * BLOCK_BYTES
+            end = self._server_end(start + BLOCK_BYTES)
+            if end <= start:
+                break
+            if index not in self._clean and not self._covered(start, end):
+                wanted.append(index)
+        return wanted
+
+    def _server_bytes(self, index: int, start: int, end: int) -> bytes | None:
+        """Return the server's bytes of a block from `start` to `end` within it; None if they have to be fetched."""
+        block = self._clean.get(index)
+        if block is not None:
+            self._cache.touch(block)
+            data = block.data[start:end]
+        elif self._server_end(index * BLOCK_BYTES + end) > index * BLOCK_BYTES + start:
+            return None
+        else:
+            data = b""
+        return data if len(data) == end - start else data.ljust(end - start, b"\0")
+
+    def _read_layers(self, offset: int, end: int) -> memoryview | None:
+        """Read a range in which something is dirty or storing."""
+        target = memoryview(bytearray(end - offset))
+        for index in range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1):
+            block_start = index * BLOCK_BYTES
+            a, b = max(offset, block_start), min(end, block_start + BLOCK_BYTES)
+            data = self._server_bytes(index, a - block_start, b - block_start)
+            if data is not None:
+                target[a - offset : b - offset] = data
+            elif not self._covered(a, self._server_end(b)):
+                return None
+        self._storing.copy_into(target, offset)
+        self._dirty.copy_into(target, offset)
+        return target.toreadonly()
+
+    def _server_end(self, end: int) -> int:
+        """Cut the end of a range to where the server may have bytes."""
+        return end if self.version is None else min(end, self.server_size)
+
+    def _covered(self, start: int, end: int) -> bool:
+        """Tell whether every byte of the range is dirty or storing."""
+        if not self.is_dirty:
+            return start >= end
+        while start < end:
+            after = max(self._dirty.covered_to(start), self._storing.covered_to(start))
+            if after == start:
+                return False
+            start = after
+        return True
+
+    # Writing
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Bytes in dirty and storing."""
+        return self._dirty.size_bytes + self._storing.size_bytes
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the server lacks something, or has not yet said that it has it."""
+        return self._dirty.size_bytes > 0 or self._storing.size_bytes > 0
+
+    @property
+    def dirty_end(self) -> int:
+        """End of the last dirty or storing byte, 0 if there is none."""
+        return max(self._dirty.end, self._storing.end)
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Lay `data` over everything. Bytes objects may be kept; other buffers are copied."""
+        before = self._dirty.size_bytes
+        self._dirty.write(offset, data)
+        self._cache.dirty_bytes += self._dirty.size_bytes - before
+        self._cache.evict()
+
+    def begin_store(self, max_bytes: int, *, whole_only: bool = False) -> StoreExtent | None:
+        """Move one extent from dirty to storing and return it; None if there is none that may begin now.
+
+        It is the first in the file, ends at the next multiple of `max_bytes` at the latest, and leaves out bytes of
+        which an older version is being stored: two stores of one byte have no defined order. With `whole_only`
+        (write-behind of streams) it is a whole aligned piece of `max_bytes`, which has to be STORE_BYTES.
+        Each extent is to be given to `stored` or `store_failed`, once.
+        """
+        if whole_only:
+            assert max_bytes == STORE_BYTES, "whole pieces are counted in STORE_BYTES"
+            found = self._whole_range()
+        else:
+            found = self._storable_range(max_bytes)
+        if found is None:
+            return None
+        start, end = found
+        extent = StoreExtent(start, self._dirty.take(start, end))
+        self._storing.add(extent)
+        return extent
+
+    def _whole_range(self) -> tuple[int, int] | None:
+        for start in self._dirty.whole_cells():
+            if not self._storing.overlaps(start, start + STORE_BYTES):
+                return start, start + STORE_BYTES
+        return None
+
+    def _storable_range(self, max_bytes: int) -> tuple[int, int] | None:
+        start = self._dirty.next_at(0)
+        while start is not None:
+            busy_to = self._storing.covered_to(start)
+            if busy_to == start:
+                limit = (start // max_bytes + 1) * max_bytes
+                busy_from = self._storing.next_at(start)
+                return start, self._dirty.run_end(start, limit if busy_from is None else min(limit, busy_from))
+            start = self._dirty.next_at(busy_to)
+        return None
+
+    def stored(self, extent: StoreExtent, version_before_ok: bool) -> None:
+        """The server has the extent.
+
+        `version_before_ok`: the store changed the version that is the label here, and no other. Then clean blocks
+        take its bytes in, and new ones are made where it covers all that the server has of a block; `advance_version`
+        is to be called in the same step. If not, the bytes just leave storing: the caller drops the clean blocks
+        (`set_version` or `drop_clean`) in the same step, as they may lack these bytes.
+        """
+        self._storing.remove(extent)
+        self._cache.dirty_bytes -= extent.length
+        if version_before_ok and self.version is not None:
+            self._take_in(extent)
+            self.server_size = max(self.server_size, extent.end)
+        self._cache.evict()
+
+    def _take_in(self, extent: StoreExtent) -> None:
+        """Move stored bytes into clean blocks."""
+        for index in range(extent.offset // BLOCK_BYTES, (extent.end - 1) // BLOCK_BYTES + 1):
+            start = index * BLOCK_BYTES
+            a, b = max(extent.offset, start), min(extent.end, start + BLOCK_BYTES)
+            block = self._clean.get(index)
+            covers = a == start and b >= min(start + BLOCK_BYTES, self.server_size)
+            if block is None and not covers:
+                continue
+            data = _piece(extent.data, a - extent.offset, b - extent.offset)
+            if block is None:
+                self._cache.add(CleanBlock(self._clean, index, data))
+            else:
+                old = block.data
+                self._cache.replace(block, old[: a - start].ljust(a - start, b"\0") + data + old[b - start :])
+
+    def store_failed(self, extent: StoreExtent) -> None:
+        """The server may not have the extent: it is dirty again, under what was written meanwhile."""
+        self._storing.remove(extent)
+        before = self._dirty.size_bytes
+        self._dirty.write_under(extent.offset, extent.data)
+        self._cache.dirty_bytes += self._dirty.size_bytes - before - extent.length
+        self._cache.evict()
+
+    def discard_dirty(self, start: int, end: int | None) -> list[tuple[int, int]]:
+        """Drop dirty (not storing) bytes from `start` to `end`, None being infinity; return the ranges dropped."""
+        before = self._dirty.size_bytes
+        removed = self._dirty.remove(start, max(self._dirty.end, start) if end is None else end)
+        self._cache.dirty_bytes += self._dirty.size_bytes - before
+        return removed
+
+    def _resize_server(self, size: int) -> None:
+        """Take a new size at the server; cut clean blocks there."""
+        if size < self.server_size:
+            for index in [i for i in self._clean if (i + 1) * BLOCK_BYTES > size]:
+                block = self._clean[index]
+                keep_bytes = size - index * BLOCK_BYTES
+                if keep_bytes <= 0:
+                    self._cache.remove(block)
+                else:
+                    self._cache.replace(block, block.data[:keep_bytes])
+        self.server_size = size
+
+    def check_invariants(self) -> None:
+        """Assert I1 and I2 and those of the layers; of I4, that the cache does not count less than this file has."""
+        assert self.version is not None or not self._clean, "I1"
+        for index, block in self._clean.items():
+            assert block.home is self._clean and block.index == index
+            assert index * BLOCK_BYTES + len(block.data) <= self.server_size, "I2"
+        self._storing.check_invariants()
+        self._dirty.check_invariants()
+        assert self._cache.dirty_bytes >= self.dirty_bytes, "I4"
