@@ -209,6 +209,11 @@ class FileContents:
         return self._dirty.size_bytes + self._storing.size_bytes
 
     @property
+    def waiting_bytes(self) -> int:
+        """Dirty bytes that no store carries yet."""
+        return self._dirty.size_bytes
+
+    @property
     def is_dirty(self) -> bool:
         """Whether the server lacks something, or has not yet said that it has it."""
         return self._dirty.size_bytes > 0 or self._storing.size_bytes > 0

@@ -7,20 +7,21 @@ Validity. A vnode may be served from cache iff its promise has not run out *and*
 since (a break clears the promise). Everything else asks the server first.
 
 Invariants
-I1  A promise is installed only together with the status it is for, in one step, and only if neither a break of that fid nor a
-    reset (InitCallBackState3, lost lease) came after the call that brought it was sent. A break for a fid that is not in the
-    table counts too: `_broken` remembers it while a call from before is in flight.
+I1  A promise is installed only together with the status it is for, in one step, and only if neither a break of that
+    fid nor a reset (InitCallBackState3, lost lease) came after the call that brought it was sent. A break for a fid
+    that is not in the table counts too: `_broken` remembers it while a call from before is in flight.
 I2  Statuses of one fid are applied in the order of ctime, within one incarnation of the volume.
 I3  Clean blocks of a file carry the version label they were read under; when a status with another version is
     applied they go, unless our own store made exactly that change.
-I4  Cached names of a directory belong to one data version; an own change edits them only if it made exactly the next one.
+I4  Cached names of a directory belong to one data version; an own change edits them only if it made exactly the
+    next one.
 I5  `by_ino` and `by_fid` hold the same vnodes; a vnode in use is never evicted.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from promisefs_protocol.ids import Fid, PromisedStatus, Status
@@ -80,7 +81,7 @@ class VnodeTable:
     def __len__(self) -> int:
         return len(self._by_fid)
 
-    def __iter__(self) -> Iterable[Vnode]:  # type: ignore[misc]
+    def __iter__(self) -> Iterator[Vnode]:
         return iter(list(self._by_fid.values()))
 
     def get(self, fid: Fid) -> Vnode | None:
@@ -96,6 +97,13 @@ class VnodeTable:
     def remaining_s(self, vnode: Vnode, now: float) -> float:
         """How long the kernel may keep what it is told of the vnode; 0 without a promise."""
         return max(0.0, vnode.promise_until - now) if self.lease_until > now else 0.0
+
+    def name_remaining_s(self, directory: Vnode, name: bytes, fid: Fid | None, now: float) -> float:
+        """How long the kernel may believe that `name` stands for `fid` (None: for nothing)."""
+        names = directory.names
+        if names is None or not names.knows(name) or names.entries.get(name) != fid:
+            return 0.0
+        return self.remaining_s(directory, now)
 
     # Calls and what they bring
 
@@ -280,9 +288,18 @@ class VnodeTable:
 
     # References
 
-    def add_lookup(self, vnode: Vnode) -> None:
+    def add_lookup(self, vnode: Vnode) -> Vnode:
+        """The kernel is about to be told of it. Return the vnode that stands in the table."""
+        vnode = self._resident(vnode)
         vnode.lookups += 1
-        self._idle.pop(vnode.fid, None)
+        return vnode
+
+    def _resident(self, vnode: Vnode) -> Vnode:
+        """A vnode may have been evicted while a task that held it waited: then put it, or its successor, to use."""
+        current = self._by_fid.setdefault(vnode.fid, vnode)
+        self._by_ino[current.ino] = current
+        self._idle.pop(current.fid, None)
+        return current
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel dropped `count` references."""
@@ -295,9 +312,11 @@ class VnodeTable:
             vnode.kernel_pages = False
             self.may_be_idle(vnode)
 
-    def add_open(self, vnode: Vnode) -> None:
+    def add_open(self, vnode: Vnode) -> Vnode:
+        """A handle is about to be given out. Return the vnode that stands in the table."""
+        vnode = self._resident(vnode)
         vnode.opens += 1
-        self._idle.pop(vnode.fid, None)
+        return vnode
 
     def drop_open(self, vnode: Vnode) -> None:
         assert vnode.opens > 0
@@ -327,8 +346,10 @@ class VnodeTable:
 
     def _evict(self, vnode: Vnode) -> None:
         if vnode.contents is not None:
-            vnode.contents.close()
+            vnode.contents.forget()
             vnode.contents = None
+        vnode.promise_until = 0.0
+        vnode.names = None
         self._idle.pop(vnode.fid, None)
         del self._by_fid[vnode.fid]
         del self._by_ino[vnode.ino]

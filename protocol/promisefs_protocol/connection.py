@@ -11,7 +11,8 @@ without being copied into the frame: what `send_*` returns is a list of pieces t
 
 Invariants
 I1  Nothing is believed that the peer says about lengths: frames are bounded before they are buffered, and msgpack's
-    own limits are set so that a frame cannot ask for more memory than a small multiple of its size.
+    own limits bound what a frame can claim. It allocates an array when it reads its header, so nested headers claim
+    MAX_LIST elements at each of its 1024 levels: 32 MiB at most, and only until the frame is refused.
 I2  After the first RemoteProtocolError the connection is dead: it gives no more events.
 I3  A reply or abort is passed on only if its xid belongs to a call that is open here; the entry is then removed.
 """
@@ -25,7 +26,7 @@ from typing import Any
 import msgpack
 
 from .fields import FieldError, NameTooLong
-from .messages import MAX_BULK_BYTES, METHOD_OF_REQUEST, METHODS, Method
+from .messages import MAX_BULK_BYTES, MAX_LIST, METHOD_OF_REQUEST, METHODS, Method
 
 HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = MAX_BULK_BYTES + (1 << 20)
@@ -128,7 +129,9 @@ class Connection:
         return self._frame(b"\x94\x01" + _pack(xid) + _pack(reply), bulk)
 
     def send_abort(self, xid: int, code: int, message: str) -> list[Piece]:
-        return [self._finish(b"\x94\x02" + _pack(xid) + _pack(int(code)) + _pack(message[:255]))]
+        # File names in it that are not UTF-8 are lone surrogates, which msgpack cannot pack.
+        text = message.encode("utf-8", "backslashreplace").decode()[:255]
+        return [self._finish(b"\x94\x02" + _pack(xid) + _pack(int(code)) + _pack(text))]
 
     def forget_call(self, xid: int) -> None:
         """The caller gave up: a reply that still comes is dropped."""
@@ -158,10 +161,10 @@ class Connection:
                     events.append(event)
         except RemoteProtocolError:
             self._dead = True
+            buffer.clear()
             raise
-        finally:
-            if start:
-                del buffer[:start]
+        if start:
+            del buffer[:start]
         return events
 
     # Decoding
@@ -176,7 +179,7 @@ class Connection:
                 strict_map_key=True,
                 max_str_len=1024,
                 max_bin_len=MAX_BULK_BYTES,
-                max_array_len=4 * 4096,
+                max_array_len=MAX_LIST,
                 max_map_len=0,
                 max_ext_len=0,
             )
@@ -184,6 +187,8 @@ class Connection:
             raise RemoteProtocolError(f"a frame that is not msgpack of ours: {error!r}") from None
 
     def _event(self, frame: Any) -> Event | None:
+        if type(frame) is not tuple or any(type(number) is not int for number in frame[:2]):
+            raise RemoteProtocolError("a frame that does not begin with two integers")
         match frame:
             case (0, int() as xid, str() as name, arguments, bytes() | None as bulk):
                 return self._call_event(xid, name, arguments, bulk)

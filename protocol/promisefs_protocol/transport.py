@@ -76,10 +76,15 @@ class Peer:
         self._sending = False
         self._serving = trio.Semaphore(MAX_CALLS_SERVED)
         self._closed = False
+        self._ended = trio.Event()
 
     @property
     def closed(self) -> bool:
         return self._closed
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended and every open call has failed."""
+        await self._ended.wait()
 
     async def run(self) -> None:
         """Serve until the connection ends, by whichever side; then fail every call still open.
@@ -88,20 +93,24 @@ class Peer:
         """
         try:
             async with trio.open_nursery() as nursery:
-                await self._read_all(nursery)
-                nursery.cancel_scope.cancel()
+                try:
+                    await self._read_all(nursery)
+                finally:
+                    # Before the nursery is waited for: a sender in it is shielded, and only this wakes it.
+                    await self.close()
+                    nursery.cancel_scope.cancel()
         finally:
             self._closed = True
             for slot in self._slots.values():
                 if slot.answer is None:
                     slot.set(ConnectionLost(self.description))
-            with trio.CancelScope(shield=True):
-                await trio.aclose_forcefully(self._stream)
+            self._ended.set()
 
     async def close(self) -> None:
         """End the connection now; `run` returns soon after."""
         self._closed = True
-        await trio.aclose_forcefully(self._stream)
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(self._stream)
 
     async def call(self, request: Any, bulk: Piece | None = None) -> tuple[Any, bytes | None]:
         """Make a call. Return (reply, bulk). Raise Aborted or ConnectionLost; if cancelled, its fate is unknown."""
@@ -137,10 +146,13 @@ class Peer:
                 log.warning("%s: closing the connection: %s", self.description, error)
                 return
             for event in events:
+                # A caller may have been cancelled while an earlier event of this batch was awaited.
                 if isinstance(event, ReplyReceived):
-                    self._slots[event.xid].set(event)
+                    if slot := self._slots.get(event.xid):
+                        slot.set(event)
                 elif isinstance(event, AbortReceived):
-                    self._slots[event.xid].set(Aborted(event.code, event.message))
+                    if slot := self._slots.get(event.xid):
+                        slot.set(Aborted(event.code, event.message))
                 elif isinstance(event, CallReceived):
                     await self._serving.acquire()
                     nursery.start_soon(self._serve, event)
@@ -191,7 +203,7 @@ class Peer:
                 while self._outbox:
                     await self._stream.send_all(self._next_batch())
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._closed = True
+            await self.close()  # wakes the reader, which may not have noticed
             self._outbox.clear()
             raise ConnectionLost(self.description) from None
         finally:

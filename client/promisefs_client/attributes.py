@@ -1,0 +1,51 @@
+"""What the kernel is told of a vnode: attributes, and how long it may keep them."""
+
+from __future__ import annotations
+
+import pyfuse3
+
+from .vnode import Vnode
+
+BLOCK_SIZE_HINT = 131072
+"""st_blksize: tools copy in pieces of this size."""
+
+
+def attributes_of(vnode: Vnode, attr_timeout_s: float, entry_timeout_s: float) -> pyfuse3.EntryAttributes:
+    """The stat of a vnode as seen through this mount, its own unstored writes included.
+
+    While a file is dirty its attributes are for now only: the store will change them.
+    """
+    status = vnode.status
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = vnode.ino
+    entry.generation = vnode.fid.uniquifier
+    entry.st_mode = status.mode
+    entry.st_nlink = status.nlink
+    entry.st_uid = status.uid
+    entry.st_gid = status.gid
+    entry.st_blksize = BLOCK_SIZE_HINT
+    entry.st_atime_ns = status.atime_ns
+    entry.entry_timeout = entry_timeout_s
+    pending = vnode.pending_mtime_ns
+    if pending is None:
+        entry.st_size = status.size
+        entry.st_blocks = (status.allocated + 511) // 512
+        entry.st_mtime_ns = status.mtime_ns
+        entry.st_ctime_ns = status.ctime_ns
+        entry.attr_timeout = attr_timeout_s
+    else:
+        size = vnode.size
+        entry.st_size = size
+        entry.st_blocks = (status.allocated + max(0, size - status.size) + 511) // 512
+        entry.st_mtime_ns = pending
+        entry.st_ctime_ns = max(status.ctime_ns, pending)
+        entry.attr_timeout = 0
+    return entry
+
+
+def no_such_name(timeout_s: float) -> pyfuse3.EntryAttributes:
+    """A negative entry: the kernel may answer ENOENT by itself for this long."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = timeout_s
+    return entry

@@ -1,0 +1,117 @@
+"""Serves the server's calls: CB.CallBack, CB.InitCallBackState3, CB.Probe.
+
+Order of a break: the table changes in one step, then the kernel drops what is stale, then we acknowledge. The
+kernel may wait for a READ that waits for the server, so the acknowledgement does not wait longer than `ack_wait_s`;
+the kernel work goes on, and `early_acks` counts it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.messages import (
+    CallBack,
+    CallBackReply,
+    Empty,
+    FetchData,
+    InitCallBackState3,
+    Probe,
+)
+from promisefs_protocol.transport import Reply
+
+from .cell import Cell
+from .session import ServerUnavailable
+from .vnode_table import KernelWork
+
+log = logging.getLogger(__name__)
+
+
+class CallbackService:
+    """`cell` is set once, right after the first connection is up; the server breaks nothing before that."""
+
+    def __init__(self, ack_wait_s: float) -> None:
+        self.cell: Cell | None = None
+        self.ack_wait_s = ack_wait_s
+        self.breaks = 0
+        self.resets = 0
+        self.early_acks = 0
+
+    async def serve(self, request: Any, bulk: bytes | None) -> Reply:
+        match request:
+            case CallBack():
+                return await self._call_back(request), None
+            case InitCallBackState3():
+                self.resets += 1
+                log.info("InitCallBackState3: no promise of the server's holds any more")
+                await self.reset()
+                return Empty(), None
+            case Probe():
+                return Empty(), None
+        raise Aborted(AbortCode.UNKNOWN_METHOD, "a client serves CB.CallBack, CB.InitCallBackState3 and CB.Probe")
+
+    async def _call_back(self, request: CallBack) -> CallBackReply:
+        cell = self.cell
+        if cell is None:
+            return CallBackReply(())
+        self.breaks += len(request.breaks)
+        work, still_open = cell.table.break_promises(request.breaks)
+        if work:
+            await self._bounded(lambda: self._drop_and_grow(cell, work))
+        return CallBackReply(tuple(still_open))
+
+    async def _drop_and_grow(self, cell: Cell, work: list[KernelWork]) -> None:
+        await cell.kernel.drop(work)
+        for item in work:
+            if item.grown_to:
+                await self._grow(cell, item)
+
+    async def _grow(self, cell: Cell, item: KernelWork) -> None:
+        """Show the kernel the new last byte: a mapping may reach there already."""
+        vnode = cell.table.by_ino(item.ino)
+        if vnode is None or not vnode.opens:
+            return
+        try:
+            async with cell.ask(FetchData(vnode.fid, item.grown_to - 1, 1)) as answer:
+                cell.table.install(answer.reply.entry, answer.mark)
+                byte = answer.bulk
+        except (Aborted, ServerUnavailable) as error:
+            log.info("%s grew, but its new end cannot be fetched: %s", vnode.fid, error)
+            return
+        cell.drop_stale_later()
+        if byte:
+            await cell.kernel.store_byte(item.ino, item.grown_to - 1, byte)
+
+    async def reset(self) -> None:
+        """Nothing cached is served until it is validated: open files first, they may be mapped."""
+        cell = self.cell
+        if cell is None:
+            return
+        urgent, rest = cell.table.reset()
+        if cell.kernel.has_epochs:
+            cell.kernel.drop_every_name()  # so everything that is reached by a path is asked for again
+            await self._bounded(lambda: cell.kernel.drop(urgent))
+            cell.nursery.start_soon(cell.kernel.drop, rest)
+        else:
+            await self._bounded(lambda: cell.kernel.drop([*urgent, *rest]))
+
+    async def _bounded(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Wait for kernel work, but not longer than the server should wait for us."""
+        assert self.cell is not None
+        done = trio.Event()
+
+        async def run() -> None:
+            try:
+                await work()
+            finally:
+                done.set()
+
+        self.cell.nursery.start_soon(run)
+        with trio.move_on_after(self.ack_wait_s):
+            await done.wait()
+        if not done.is_set():
+            self.early_acks += 1
+            log.warning("acknowledged before the kernel dropped everything: a READ or a writeback is in flight")

@@ -1,0 +1,160 @@
+"""Asks the server and installs what it says: the vnode table joined with the session and the kernel.
+
+Every call that brings statuses goes through `ask`, which marks its start, so that a promise that was broken while its
+reply was under way is not installed. After any await the state may have changed: callers validate again, or take the
+answer as of a moment after they began.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import trio
+from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.connection import Piece
+from promisefs_protocol.ids import Fid
+from promisefs_protocol.messages import (
+    MAX_LIST,
+    FetchStatus,
+    GiveUpCallBacks,
+    GiveUpOpen,
+    InlineBulkStatus,
+)
+
+from .kernel import KernelCaches
+from .session import ServerSession, ServerUnavailable
+from .vnode import Vnode
+from .vnode_table import CallMark, KernelWork, VnodeTable
+
+log = logging.getLogger(__name__)
+
+RENEW_EVERY_S = 30.0
+RENEW_BEFORE_S = 90.0
+"""Promises on open files are renewed when less than this is left: a mapping has no other moment to ask."""
+
+
+class Answer(NamedTuple):
+    reply: Any
+    bulk: bytes | None
+    mark: CallMark
+
+
+class Cell:
+    """One server's vnodes, as this mount knows them. `nursery` runs what outlives the call that began it."""
+
+    def __init__(self, session: ServerSession, table: VnodeTable, kernel: KernelCaches, nursery: trio.Nursery) -> None:
+        self.session = session
+        self.table = table
+        self.kernel = kernel
+        self.nursery = nursery
+
+    def valid(self, vnode: Vnode) -> bool:
+        return self.table.valid(vnode, trio.current_time())
+
+    @asynccontextmanager
+    async def ask(self, request: Any, bulk: Piece | None = None) -> Any:
+        """Call the server; inside the block, without awaiting, install what the Answer brings."""
+        mark = self.table.begin_call(trio.current_time())
+        try:
+            reply, data = await self.session.call(request, bulk)
+            yield Answer(reply, data, mark)
+        finally:
+            self.table.end_call(mark)
+
+    async def validate(self, vnode: Vnode) -> None:
+        """Return when the vnode's status is that of a moment after this was called.
+
+        Raise Aborted(VNOVNODE) if it is gone, ServerUnavailable.
+        """
+        if self.valid(vnode):
+            return
+        await self.fetch_status(vnode)
+        self.drop_stale_later()
+
+    async def fetch_status(self, vnode: Vnode) -> None:
+        try:
+            async with self.ask(FetchStatus(vnode.fid)) as answer:
+                self.table.install(answer.reply.entry, answer.mark)
+        except Aborted as refusal:
+            if refusal.code == AbortCode.VNOVNODE:
+                self.table.vnode_is_gone(vnode)
+            raise
+
+    async def fetch_statuses(self, fids: list[Fid]) -> None:
+        """Bring many statuses up to date. Those that are gone are marked so; no error for them."""
+        for start in range(0, len(fids), MAX_LIST // 4):
+            part = tuple(fids[start : start + MAX_LIST // 4])
+            async with self.ask(InlineBulkStatus(part)) as answer:
+                for fid, entry in zip(part, answer.reply.entries, strict=True):
+                    if not isinstance(entry, int):
+                        self.table.install(entry, answer.mark)
+                    elif entry == AbortCode.VNOVNODE and (vnode := self.table.get(fid)) is not None:
+                        self.table.vnode_is_gone(vnode)
+
+    # Kernel caches found stale without a break
+
+    def drop_stale_later(self) -> None:
+        """Have the kernel drop what statuses showed to be stale.
+
+        In the background: the caller may be serving a READ that the kernel holds pages locked for.
+        """
+        work = self.table.found_stale
+        if work:
+            self.table.found_stale = []
+            self.nursery.start_soon(self.kernel.drop, work)
+
+    async def drop_stale(self) -> None:
+        """The same, and wait: only where the kernel holds no page of the file locked for us."""
+        work = self.table.found_stale
+        if work:
+            self.table.found_stale = []
+            await self.kernel.drop(work)
+
+    def drop_pages_later(self, vnode: Vnode) -> None:
+        self.nursery.start_soon(self.kernel.drop, [KernelWork(vnode.ino, True, False, 0)])
+
+    # Handles
+
+    def close_handle(self, vnode: Vnode) -> None:
+        """A handle of the kernel's is gone; the last one of an unlinked file is the end of the file."""
+        self.table.drop_open(vnode)
+        if vnode.deleted and vnode.opens == 0:
+            self.nursery.start_soon(self._give_up, GiveUpOpen((vnode.fid,)))
+
+    def lost_a_name(self, vnode: Vnode, *, kept_open: bool) -> None:
+        """After our own removal. If the server keeps the file for us but the handle went meanwhile, say so."""
+        if vnode.deleted and kept_open and vnode.opens == 0:
+            self.nursery.start_soon(self._give_up, GiveUpOpen((vnode.fid,)))
+        self.table.may_be_idle(vnode)
+
+    async def _give_up(self, request: GiveUpOpen | GiveUpCallBacks) -> None:
+        try:
+            await self.session.call(request)
+        except (Aborted, ServerUnavailable) as error:
+            log.warning("giving up %d fids: %s", len(request.fids), error)
+
+    # Upkeep
+
+    async def renew_promises(self) -> None:
+        """Keep a promise on everything open; give up those of evicted vnodes. Runs until cancelled."""
+        while True:
+            await trio.sleep(RENEW_EVERY_S)
+            await self.give_up_evicted()
+            soon = trio.current_time() + RENEW_BEFORE_S
+            await self.revalidate(v for v in self.table if v.opens and v.promise_until < soon and not v.status.is_dir)
+
+    async def revalidate(self, vnodes: Iterable[Vnode]) -> None:
+        try:
+            await self.fetch_statuses([vnode.fid for vnode in vnodes])
+        except (Aborted, ServerUnavailable) as error:
+            log.warning("renewing promises: %s", error)
+        self.drop_stale_later()
+
+    async def give_up_evicted(self) -> None:
+        given_up = self.table.given_up
+        self.table.given_up = []
+        for start in range(0, len(given_up), MAX_LIST):
+            await self._give_up(GiveUpCallBacks(tuple(given_up[start : start + MAX_LIST])))

@@ -1,0 +1,217 @@
+"""The command `promisefs`: mount, umount, status."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import os
+import subprocess
+import sys
+from typing import Any
+
+import click
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from .errors import ExitCode, UserError
+from .mounts import fetch_status, find_mount, list_mounts
+from .mounts import unmount as unmount_entry
+from .options import parse_options, parse_source
+
+READY = b"ready\n"
+
+_EXIT_CODES = (
+    """Exit codes: 0 done; 1 failed; 2 wrong usage; 3 mountpoint; 4 server; 5 FUSE; 6 busy or data not stored."""
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES)
+@click.version_option(package_name="promisefs")
+def cli() -> None:
+    """Mount promisefs volumes."""
+
+
+@cli.command(
+    epilog="\\b\nExamples:\n"
+    "  promisefs mount localhost /mnt/home\n"
+    "  promisefs mount -o cache=1G,timeout=20 files:7654/root /mnt"
+)
+@click.argument("source", metavar="HOST[:PORT][/VOLUME]")
+@click.argument("mountpoint", type=click.Path())
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; log to the terminal.")
+@click.option(
+    "-o",
+    "options",
+    multiple=True,
+    metavar="OPT[,OPT...]",
+    help="cache=SIZE (256M), timeout=SECONDS (60) to wait for the server, ack_wait=SECONDS (1), "
+    "allow_other, ro, and the generic options of mount(8).",
+)
+@click.option("--log-file", type=click.Path(dir_okay=False), help="Append the log here.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("--ready-fd", type=int, default=-1, hidden=True)
+def mount(
+    source: str,
+    mountpoint: str,
+    foreground: bool,
+    options: tuple[str, ...],
+    log_file: str | None,
+    verbose: bool,
+    ready_fd: int,
+) -> None:
+    """Mount a volume on an empty directory. The port is 7654 and the volume root unless told otherwise.
+
+    Returns when the mount is usable; a process goes on in the background until it is unmounted.
+    """
+    from . import mount as mounting
+
+    where = parse_source(source)
+    how = parse_options(options)
+    place = mounting.check_mountpoint(mountpoint)
+    mounting.check_fuse()
+    if not foreground:
+        _mount_in_background(source, place, options, log_file, verbose)
+        return
+    _set_up_log(log_file, verbose, to_terminal=ready_fd < 0)
+
+    def on_ready() -> None:
+        if ready_fd >= 0:
+            os.write(ready_fd, READY)
+            os.close(ready_fd)
+
+    trio.run(mounting.Mount(where, place, how).run, on_ready)
+
+
+def _mount_in_background(
+    source: str, mountpoint: str, options: tuple[str, ...], log_file: str | None, verbose: bool
+) -> None:
+    """Start ourselves again, in a session of its own, and wait for its word."""
+    read_fd, write_fd = os.pipe()
+    command = [
+        sys.executable,
+        "-m",
+        "promisefs_client.cli",
+        "mount",
+        source,
+        mountpoint,
+        "-f",
+        f"--ready-fd={write_fd}",
+    ]
+    for option in options:
+        command += ["-o", option]
+    if log_file is not None:
+        command += ["--log-file", os.path.abspath(log_file)]
+    if verbose:
+        command.append("-v")
+    process = subprocess.Popen(
+        command,
+        pass_fds=[write_fd],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        cwd="/",
+    )
+    os.close(write_fd)
+    with open(read_fd, "rb") as pipe:
+        word = pipe.read(len(READY))
+    if word == READY:
+        assert process.stderr is not None
+        process.stderr.close()
+        process.returncode = 0  # it lives on, without us
+        return
+    _, errors = process.communicate()
+    lines = errors.decode(errors="replace").strip().splitlines()
+    message = lines[-1].removeprefix("promisefs: ") if lines else "the mount process ended without a word"
+    known = {code.value for code in ExitCode}
+    code = ExitCode(process.returncode) if process.returncode in known else ExitCode.FAILURE
+    raise UserError(message, code if code is not ExitCode.OK else ExitCode.FAILURE)
+
+
+def _set_up_log(log_file: str | None, verbose: bool, to_terminal: bool) -> None:
+    handler: logging.Handler
+    try:
+        if log_file is not None:
+            handler = logging.FileHandler(log_file)
+        elif to_terminal:
+            handler = logging.StreamHandler()
+        elif os.path.exists("/dev/log"):
+            handler = logging.handlers.SysLogHandler("/dev/log")
+        else:
+            handler = logging.NullHandler()
+    except OSError as error:
+        raise UserError(f"{log_file or '/dev/log'}: {error.strerror}") from None
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], format=form)
+
+
+@cli.command(epilog="\\b\nExample:\n  promisefs umount /mnt/home")
+@click.argument("mountpoint", type=click.Path())
+@click.option("--force", is_flag=True, help="Even if it is in use, or holds data the server has not got.")
+def umount(mountpoint: str, force: bool) -> None:
+    """Store what is not stored yet, unmount, and wait until the mount's process has ended."""
+    unmount_entry(find_mount(mountpoint), force)
+
+
+@cli.command(epilog="\\b\nExamples:\n  promisefs status\n  promisefs status /mnt/home --json")
+@click.argument("mountpoint", type=click.Path(), required=False)
+@click.option("--json", "as_json", is_flag=True, help="For programs: one object, or a list of them without MOUNTPOINT.")
+def status(mountpoint: str | None, as_json: bool) -> None:
+    """Show one mount, or all of them."""
+    if mountpoint is not None:
+        state = fetch_status(find_mount(mountpoint))
+        if as_json:
+            click.echo(json.dumps(state))
+        else:
+            Console().print(_state_table(state))
+        return
+    states = [fetch_status(entry) for entry in list_mounts()]
+    if as_json:
+        click.echo(json.dumps(states))
+    elif not states:
+        click.echo("nothing is mounted")
+    else:
+        Console().print(_overview(states))
+
+
+def _state_table(state: dict[str, Any]) -> Table:
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    for key, value in state.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {count}" for name, count in value.items()) or "none"
+        table.add_row(key.replace("_", " "), str(value))
+    return table
+
+
+def _overview(states: list[dict[str, Any]]) -> Table:
+    table = Table(box=None)
+    for title in ("mountpoint", "source", "server", "open", "dirty bytes", "cached bytes", "promises"):
+        table.add_column(title)
+    for state in states:
+        table.add_row(
+            state["mountpoint"],
+            state["source"],
+            "connected" if state["connected"] else "AWAY",
+            str(state["open_files"]),
+            str(state["dirty_bytes"]),
+            str(state["cache_bytes"]),
+            str(state["promises"]),
+        )
+    return table
+
+
+def main() -> None:
+    """Entry point: a mistake of the user's is one line and an exit code, never a traceback."""
+    try:
+        cli()
+    except UserError as error:
+        click.echo(f"promisefs: {error}", err=True)
+        sys.exit(error.code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,375 @@
+"""Contents of regular files: reading through the cache, readahead, write-back.
+
+Locks: `_FileState.store_lock`, one per file, held by whoever stores or truncates it; nobody holds two. Reading
+takes none.
+
+Invariants
+I1  A write is acknowledged to the application when it is in `contents` as dirty; it leaves only by a store that
+    carried it, a truncation that cut it, or the end of the file itself.
+I2  Fetched bytes are added only if nothing happened to the clean blocks since the fetch began (`fill_epoch`), and
+    under the version that came with them (bytes may be newer than their label, never older).
+I3  What `read` returns is as of a moment after `read` was called: it validates first, and every break takes the
+    clean blocks away.
+I4  `_states` has an entry for every file that is dirty.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import trio
+from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.messages import MAX_BULK_BYTES, FetchData, StoreData, StoreStatus, Sync
+
+from .cell import Cell
+from .contents import BLOCK_BYTES, FileContents, PageCache, StoreExtent
+from .readahead import Readahead
+from .session import ServerUnavailable
+from .vnode import Vnode
+
+log = logging.getLogger(__name__)
+
+BLOCKS_PER_FETCH = MAX_BULK_BYTES // BLOCK_BYTES
+STORES_IN_FLIGHT = 4
+WRITE_BEHIND_BYTES = 4 * MAX_BULK_BYTES
+"""A file with more dirty than this begins to store whole megabytes in the background."""
+DIRTY_SHARE = 0.5
+"""Share of the cache limit that may be dirty before writers wait for the server."""
+STORE_AFTER_S = 5.0
+"""Dirty data goes to the server after this time at the latest."""
+RETRY_AFTER_S = 5.0
+
+
+class _FileState:
+    """What the shell needs beside the contents of a file that is open or dirty."""
+
+    __slots__ = ("background", "dirty_since", "fetching", "retry_at", "store_lock", "vnode")
+
+    def __init__(self, vnode: Vnode) -> None:
+        self.vnode = vnode
+        self.store_lock = trio.Lock()
+        self.fetching: dict[int, trio.Event] = {}  # block index -> set when its fetch ended, well or not
+        self.dirty_since: float | None = None  # present iff dirty
+        self.retry_at = 0.0  # not stored in the background before this, after a failure
+        self.background = False  # a write-behind task runs
+
+
+class FileStore:
+    def __init__(self, cell: Cell, cache: PageCache) -> None:
+        self._cell = cell
+        self._cache = cache
+        self._states: dict[Vnode, _FileState] = {}
+        self.store_failures = 0
+
+    def _state(self, vnode: Vnode) -> _FileState:
+        state = self._states.get(vnode)
+        if state is None:
+            state = self._states[vnode] = _FileState(vnode)
+        return state
+
+    def contents(self, vnode: Vnode) -> FileContents:
+        if vnode.contents is None:
+            vnode.contents = FileContents(self._cache)
+            vnode.contents.set_version(vnode.status.version, vnode.status.size)
+        return vnode.contents
+
+    def released(self, vnode: Vnode) -> None:
+        """The last handle is closed: keep no more than a dirty file needs."""
+        state = self._states.get(vnode)
+        if state is not None and not vnode.opens and not vnode.is_dirty and not state.fetching:
+            del self._states[vnode]
+
+    @property
+    def dirty_files(self) -> int:
+        return sum(vnode.is_dirty for vnode in self._states)
+
+    # Reading
+
+    async def read(self, vnode: Vnode, offset: int, length: int, readahead: Readahead) -> bytes | memoryview:
+        """Bytes of the file; short only at its end. Raise Aborted, ServerUnavailable."""
+        cell = self._cell
+        contents = self.contents(vnode)
+        while True:
+            await cell.validate(vnode)
+            if contents.version is None:  # a break took the label away; the status is newer than our call
+                contents.set_version(vnode.status.version, vnode.status.size)
+            size = vnode.size
+            _, end = readahead.want(offset, length)
+            data = contents.read(offset, length, size)
+            if data is not None:
+                self._fetch_ahead(vnode, contents, offset + length, min(end, size))
+                if not cell.valid(vnode):
+                    cell.drop_pages_later(vnode)  # good for this answer, but nobody would tell us of a change
+                return data
+            self._fetch_ahead(vnode, contents, offset + length, min(end, size))
+            await self._fetch_needed(vnode, contents, offset, min(length, size - offset))
+
+    async def _fetch_needed(self, vnode: Vnode, contents: FileContents, offset: int, length: int) -> None:
+        state = self._state(vnode)
+        missing = contents.missing(offset, length)
+        for index in missing:
+            event = state.fetching.get(index)
+            if event is not None:
+                await event.wait()
+                return
+        for run in _runs(missing):
+            await self._fetch(vnode, contents, run)
+
+    def _fetch_ahead(self, vnode: Vnode, contents: FileContents, start: int, end: int) -> None:
+        """Begin to fetch what a sequential reader will want, a megabyte at a time."""
+        if start >= end or not self._cell.session.connected:
+            return
+        state = self._state(vnode)
+        missing = [i for i in contents.missing(start, end - start) if i not in state.fetching]
+        if not missing:
+            return
+        runs = _runs(missing)
+        # The last piece waits until it is a whole fetch, or the end of the file.
+        if len(runs[-1]) < BLOCKS_PER_FETCH and (runs[-1][-1] + 1) * BLOCK_BYTES < vnode.size:
+            runs.pop()
+        for run in runs:
+            self._announce(state, run)
+            self._cell.nursery.start_soon(self._fetch_announced, vnode, contents, run)
+
+    @staticmethod
+    def _announce(state: _FileState, run: range) -> None:
+        event = trio.Event()
+        for index in run:
+            state.fetching[index] = event
+
+    async def _fetch(self, vnode: Vnode, contents: FileContents, run: range) -> None:
+        self._announce(self._state(vnode), run)
+        await self._fetch_and_fill(vnode, contents, run)
+
+    async def _fetch_announced(self, vnode: Vnode, contents: FileContents, run: range) -> None:
+        try:
+            await self._fetch_and_fill(vnode, contents, run)
+        except (Aborted, ServerUnavailable) as error:
+            log.debug("readahead of %s: %s", vnode.fid, error)  # the reader will ask, and see for itself
+
+    async def _fetch_and_fill(self, vnode: Vnode, contents: FileContents, run: range) -> None:
+        cell = self._cell
+        state = self._state(vnode)
+        epoch = contents.fill_epoch
+        try:
+            async with cell.ask(FetchData(vnode.fid, run.start * BLOCK_BYTES, len(run) * BLOCK_BYTES)) as answer:
+                unchanged = contents.fill_epoch == epoch
+                entry = answer.reply.entry
+                cell.table.install(entry, answer.mark)
+                if unchanged:
+                    contents.fill(run.start, answer.bulk or b"", contents.fill_epoch, entry.status.version)
+        except Aborted as refusal:
+            if refusal.code == AbortCode.VNOVNODE:
+                cell.table.vnode_is_gone(vnode)
+            raise
+        finally:
+            event = state.fetching[run.start]
+            for index in run:
+                if state.fetching.get(index) is event:
+                    del state.fetching[index]
+            event.set()
+        cell.drop_stale_later()
+
+    # Writing
+
+    async def write(self, vnode: Vnode, offset: int, data: bytes) -> None:
+        """Take bytes as dirty. Waits for the server only if too much is dirty already."""
+        contents = self.contents(vnode)
+        state = self._state(vnode)
+        if vnode.pending_mtime_ns is None:
+            vnode.pending_mtime_ns = time.time_ns()
+        if state.dirty_since is None:
+            state.dirty_since = trio.current_time()
+        contents.write(offset, data)
+        if contents.dirty_bytes >= WRITE_BEHIND_BYTES and not state.background and state.retry_at == 0.0:
+            state.background = True
+            self._cell.nursery.start_soon(self._write_behind, state)
+        if self._cache.dirty_bytes > self._cache.limit_bytes * DIRTY_SHARE:
+            await self._relieve(vnode)
+
+    async def _relieve(self, vnode: Vnode) -> None:
+        """Memory pressure: the writer stores before it goes on. If that fails it goes on all the same: its
+        data is kept, and whoever calls fsync or close is told."""
+        for candidate in [vnode, *self._states]:
+            if self._cache.dirty_bytes <= self._cache.limit_bytes * DIRTY_SHARE:
+                return
+            if candidate.is_dirty:
+                await self._store_quietly(candidate)
+
+    async def _write_behind(self, state: _FileState) -> None:
+        vnode = state.vnode
+        try:
+            async with state.store_lock:
+                await self._store_extents(vnode, whole_only=True)
+        except (Aborted, ServerUnavailable) as error:
+            self._failed(state, error)
+        finally:
+            state.background = False
+            self._settle(state)
+
+    async def store(self, vnode: Vnode, *, sync: bool) -> None:
+        """Store what is dirty; with `sync`, all of the file is durable after. Raise Aborted, ServerUnavailable."""
+        state = self._states.get(vnode)
+        if not sync and (state is None or not vnode.is_dirty):
+            return
+        state = self._state(vnode)
+        try:
+            async with state.store_lock:
+                synced = False
+                while vnode.is_dirty:
+                    synced = await self._store_extents(vnode, sync_if_single=sync)
+                if sync and not synced:
+                    await self._cell.session.call(Sync((vnode.fid,)))
+                state.retry_at = 0.0
+        except (Aborted, ServerUnavailable) as error:
+            self._failed(state, error)
+            raise
+        finally:
+            self._settle(state)
+
+    async def _store_quietly(self, vnode: Vnode) -> None:
+        try:
+            await self.store(vnode, sync=False)
+        except (Aborted, ServerUnavailable):
+            return  # logged and counted in `_failed`; the data stays dirty
+
+    def _failed(self, state: _FileState, error: Exception) -> None:
+        self.store_failures += 1
+        state.retry_at = trio.current_time() + RETRY_AFTER_S
+        log.warning(
+            "storing %s: %s; %d bytes stay dirty", state.vnode.fid, error, self.contents(state.vnode).dirty_bytes
+        )
+        if isinstance(error, Aborted) and error.code == AbortCode.VNOVNODE:
+            self._bury(state)
+
+    def _bury(self, state: _FileState) -> None:
+        """The file is gone at the server: its bytes have no place to go to any more."""
+        vnode = state.vnode
+        contents = self.contents(vnode)
+        log.error("%s was removed while %d bytes of it were not stored", vnode.fid, contents.dirty_bytes)
+        contents.discard_dirty(0, None)
+        self._cell.table.vnode_is_gone(vnode)
+
+    def _settle(self, state: _FileState) -> None:
+        """After stores: bring the marks of dirtiness in line with what is dirty."""
+        vnode = state.vnode
+        if vnode.is_dirty:
+            return
+        state.dirty_since = None
+        vnode.pending_mtime_ns = None
+        self._cell.table.stores_done(vnode)
+        self._cell.drop_stale_later()
+        self.released(vnode)
+        self._cell.table.may_be_idle(vnode)
+
+    async def _store_extents(self, vnode: Vnode, *, whole_only: bool = False, sync_if_single: bool = False) -> bool:
+        """Store what is dirty now, several extents at a time. Return whether that made everything durable.
+
+        The store lock is held. Every extent begun has ended when this returns or raises.
+        """
+        contents = self.contents(vnode)
+        first = contents.begin_store(MAX_BULK_BYTES, whole_only=whole_only)
+        if first is None:
+            return False
+        if not contents.waiting_bytes:
+            await self._store_extent(vnode, contents, first, sync_if_single)
+            return sync_if_single
+        failures: list[Exception] = []
+        slots = trio.Semaphore(STORES_IN_FLIGHT)
+
+        async def store_one(extent: StoreExtent) -> None:
+            try:
+                await self._store_extent(vnode, contents, extent, False)
+            except (Aborted, ServerUnavailable) as error:
+                failures.append(error)
+            finally:
+                slots.release()
+
+        extent: StoreExtent | None = first
+        async with trio.open_nursery() as nursery:
+            while extent is not None and not failures:
+                try:
+                    await slots.acquire()
+                except BaseException:
+                    contents.store_failed(extent)
+                    raise
+                nursery.start_soon(store_one, extent)
+                extent = contents.begin_store(MAX_BULK_BYTES, whole_only=whole_only)
+            if extent is not None:
+                contents.store_failed(extent)
+        if failures:
+            raise failures[0]
+        return False
+
+    async def _store_extent(self, vnode: Vnode, contents: FileContents, extent: StoreExtent, sync: bool) -> None:
+        cell = self._cell
+        done = False
+        try:
+            request = StoreData(vnode.fid, extent.offset, vnode.pending_mtime_ns, sync)
+            async with cell.ask(request, extent.data) as answer:
+                contents.stored(extent, True)
+                done = True
+                cell.table.install_own_data(answer.reply.entry, answer.mark)
+        finally:
+            if not done:
+                contents.store_failed(extent)
+        cell.drop_stale_later()
+
+    async def truncate(self, vnode: Vnode, change: StoreStatus) -> None:
+        """Set the size, and whatever else `change` holds. Raise Aborted, ServerUnavailable."""
+        assert change.size is not None
+        cell = self._cell
+        contents = self.contents(vnode)
+        state = self._state(vnode)
+        try:
+            async with state.store_lock:
+                async with cell.ask(change) as answer:
+                    cell.table.install_own_data(answer.reply.entry, answer.mark)
+                    contents.truncate(change.size)
+        finally:
+            self._settle(state)
+
+    def discard(self, vnode: Vnode) -> None:
+        """The last handle of an unlinked file closes: nobody can ever read what is still dirty."""
+        state = self._states.get(vnode)
+        if state is not None and vnode.contents is not None:
+            vnode.contents.discard_dirty(0, None)
+            self._settle(state)
+
+    async def sync_names(self) -> None:
+        """fsync of a directory: every change of names that was answered is durable."""
+        await self._cell.session.call(Sync(()))
+
+    # Upkeep
+
+    async def store_all(self) -> list[Exception]:
+        """Store every dirty file. Return what went wrong."""
+        failures: list[Exception] = []
+        for vnode in list(self._states):
+            try:
+                await self.store(vnode, sync=False)
+            except (Aborted, ServerUnavailable) as error:
+                failures.append(error)
+        return failures
+
+    async def store_in_time(self) -> None:
+        """Store what has been dirty for STORE_AFTER_S. Runs until cancelled."""
+        while True:
+            await trio.sleep(1.0)
+            now = trio.current_time()
+            for state in list(self._states.values()):
+                due = state.dirty_since is not None and state.dirty_since + STORE_AFTER_S <= now
+                if due and state.retry_at <= now and state.vnode.is_dirty:
+                    await self._store_quietly(state.vnode)
+
+
+def _runs(indexes: list[int]) -> list[range]:
+    """Split sorted block indexes into runs that one fetch can carry."""
+    runs: list[range] = []
+    for index in indexes:
+        if runs and runs[-1].stop == index and len(runs[-1]) < BLOCKS_PER_FETCH:
+            runs[-1] = range(runs[-1].start, index + 1)
+        else:
+            runs.append(range(index, index + 1))
+    return runs

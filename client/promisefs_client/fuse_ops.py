@@ -1,0 +1,422 @@
+"""The pyfuse3 handlers: thin. Each finds its vnodes, delegates, and answers.
+
+Between the last check of a promise and the return of a handler there is no await, and pyfuse3 replies in
+the same step: so no answer computed before a break leaves after its acknowledgement.
+
+Handlers are shielded from cancellation (`_handler`): a request that is never answered hangs its process for good.
+Their deadline is the session's timeout.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from promisefs_protocol.abort import Aborted
+from promisefs_protocol.ids import MAX_NAME_BYTES, MAX_SYMLINK_BYTES, Fid
+from promisefs_protocol.messages import GetVolumeStatus, StoreStatus
+
+from .attributes import attributes_of, no_such_name
+from .cell import Cell
+from .errors import FsError
+from .filestore import FileStore
+from .namespace import Namespace, Owner
+from .readahead import Readahead
+from .session import ServerUnavailable
+from .vnode import Vnode
+from .xattrs import Xattrs
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PERMISSIONS = 0o7777
+
+
+class UpcallCounter:
+    """How many requests of each kind the kernel has made."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+
+UPCALLS = UpcallCounter()
+
+
+def _handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Turn every failure into an errno; anything else would end the main loop and leave the request unanswered."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    async def handle(*args: P.args, **kwargs: P.kwargs) -> R:
+        UPCALLS.counts[name] = UPCALLS.counts.get(name, 0) + 1
+        with trio.CancelScope(shield=True):
+            try:
+                return await function(*args, **kwargs)
+            except pyfuse3.FUSEError:
+                raise
+            except (Aborted, FsError) as error:
+                raise pyfuse3.FUSEError(error.errno) from None
+            except ServerUnavailable as error:
+                log.warning("%s: %s", name, error)
+                raise pyfuse3.FUSEError(errno.ETIMEDOUT) from None
+            except Exception:
+                log.exception("%s failed: a defect here", name)
+                raise pyfuse3.FUSEError(errno.EIO) from None
+        raise AssertionError("a shielded scope that is never cancelled")
+
+    return handle
+
+
+class _OpenFile:
+    __slots__ = ("appends", "readahead", "vnode")
+
+    def __init__(self, vnode: Vnode, flags: int) -> None:
+        self.vnode = vnode
+        self.appends = bool(flags & os.O_APPEND)
+        self.readahead = Readahead()
+
+
+class _OpenDirectory:
+    __slots__ = ("listing", "vnode")
+
+    def __init__(self, vnode: Vnode) -> None:
+        self.vnode = vnode
+        self.listing: list[tuple[bytes, Fid]] | None = None  # one snapshot for each rewind
+
+
+class Operations(pyfuse3.Operations):
+    """What the kernel asks of one mount."""
+
+    enable_writeback_cache = False  # it would ignore sizes that change elsewhere
+    supports_dot_lookup = False
+
+    def __init__(
+        self, cell: Cell, files: FileStore, names: Namespace, xattrs: Xattrs, on_init: Callable[[], None]
+    ) -> None:
+        super().__init__()
+        self._on_init = on_init
+        self._cell = cell
+        self._table = cell.table
+        self._files = files
+        self._names = names
+        self._xattrs = xattrs
+        self._open_files: dict[int, _OpenFile] = {}
+        self._open_directories: dict[int, _OpenDirectory] = {}
+        self._next_handle = 1
+
+    def init(self) -> None:
+        """The kernel and we have agreed on the protocol."""
+        self._on_init()
+
+    def _vnode(self, ino: int) -> Vnode:
+        vnode = self._table.by_ino(ino)
+        if vnode is None:
+            raise FsError(errno.ESTALE)
+        return vnode
+
+    def _directory(self, ino: int) -> Vnode:
+        vnode = self._vnode(ino)
+        if vnode.deleted:
+            raise FsError(errno.ENOENT)
+        return vnode
+
+    def _attributes(self, vnode: Vnode) -> pyfuse3.EntryAttributes:
+        return attributes_of(vnode, self._table.remaining_s(vnode, trio.current_time()), 0)
+
+    def _entry(self, directory: Vnode, name: bytes, vnode: Vnode) -> pyfuse3.EntryAttributes:
+        """An answer that gives the kernel a reference."""
+        vnode = self._table.add_lookup(vnode)
+        now = trio.current_time()
+        name_s = self._table.name_remaining_s(directory, name, vnode.fid, now)
+        return attributes_of(vnode, self._table.remaining_s(vnode, now), name_s)
+
+    def _new_handle(self) -> int:
+        self._next_handle += 1
+        return self._next_handle
+
+    # Names
+
+    @_handler
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        directory = self._vnode(parent_inode)
+        if len(name) > MAX_NAME_BYTES:
+            raise FsError(errno.ENAMETOOLONG)
+        vnode = await self._names.lookup(directory, name)
+        if vnode is None:
+            return no_such_name(self._table.name_remaining_s(directory, name, None, trio.current_time()))
+        return self._entry(directory, name, vnode)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            self._table.forget(ino, count)
+
+    @_handler
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        directory = self._directory(parent_inode)
+        vnode = await self._names.create(directory, name, mode & ~ctx.umask, Owner(ctx.uid, ctx.gid))
+        return self._entry(directory, name, vnode)
+
+    @_handler
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        directory = self._directory(parent_inode)
+        vnode = await self._names.make_dir(directory, name, mode & ~ctx.umask, Owner(ctx.uid, ctx.gid))
+        return self._entry(directory, name, vnode)
+
+    @_handler
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if len(target) > MAX_SYMLINK_BYTES:
+            raise FsError(errno.ENAMETOOLONG)
+        directory = self._directory(parent_inode)
+        vnode = await self._names.symlink(directory, name, target, Owner(ctx.uid, ctx.gid))
+        return self._entry(directory, name, vnode)
+
+    @_handler
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        directory = self._directory(new_parent_inode)
+        vnode = await self._names.link(self._vnode(inode), directory, new_name)
+        return self._entry(directory, new_name, vnode)
+
+    @_handler
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._names.read_link(self._vnode(inode))
+
+    @_handler
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._names.remove_file(self._directory(parent_inode), name)
+
+    @_handler
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._names.remove_dir(self._directory(parent_inode), name)
+
+    @_handler
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        old, new = self._directory(parent_inode_old), self._directory(parent_inode_new)
+        await self._names.rename(old, name_old, new, name_new, flags)
+
+    # Attributes
+
+    @_handler
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        vnode = self._vnode(inode)
+        await self._cell.validate(vnode)
+        return self._attributes(vnode)
+
+    @_handler
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        vnode = self._vnode(inode)
+        change = StoreStatus(
+            vnode.fid,
+            mode=attr.st_mode & _PERMISSIONS if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        if change.size is not None:
+            await self._files.truncate(vnode, change)
+        else:
+            async with self._cell.ask(change) as answer:
+                self._table.install(answer.reply.entry, answer.mark)
+        if vnode.is_dirty and change.mtime_ns is not None:
+            vnode.pending_mtime_ns = change.mtime_ns  # what is stored later must not undo it
+        return self._attributes(vnode)
+
+    @_handler
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        reply, _ = await self._cell.session.call(GetVolumeStatus(self._table.root_fid.volume))
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = reply.block_bytes
+        data.f_blocks = reply.blocks
+        data.f_bfree = reply.blocks_free
+        data.f_bavail = reply.blocks_available
+        data.f_files = reply.files
+        data.f_ffree = data.f_favail = reply.files_free
+        data.f_namemax = MAX_NAME_BYTES
+        return data
+
+    # Files
+
+    @_handler
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        vnode = self._vnode(inode)
+        await self._cell.validate(vnode)
+        await self._cell.drop_stale()
+        return self._give_handle(vnode, flags)
+
+    def _give_handle(self, vnode: Vnode, flags: int) -> pyfuse3.FileInfo:
+        vnode = self._table.add_open(vnode)
+        vnode.kernel_pages = True
+        handle = self._new_handle()
+        self._open_files[handle] = _OpenFile(vnode, flags)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+
+    @_handler
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        directory = self._directory(parent_inode)
+        try:
+            vnode = await self._names.create(directory, name, mode & ~ctx.umask, Owner(ctx.uid, ctx.gid))
+        except Aborted as refusal:
+            if refusal.errno != errno.EEXIST or flags & os.O_EXCL:
+                raise
+            vnode = await self._open_existing(directory, name, flags)
+        return self._give_handle(vnode, flags), self._entry(directory, name, vnode)
+
+    async def _open_existing(self, directory: Vnode, name: bytes, flags: int) -> Vnode:
+        """Another mount made the file after the kernel had looked it up."""
+        vnode = await self._names.lookup(directory, name)
+        if vnode is None:
+            raise FsError(errno.ESTALE)  # and gone again: the kernel looks once more
+        if not vnode.status.is_file:
+            raise FsError(errno.ESTALE)
+        if flags & os.O_TRUNC:
+            await self._files.truncate(vnode, StoreStatus(vnode.fid, None, None, None, 0, None, None))
+        return vnode
+
+    @_handler  # pyfuse3 takes any buffer
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
+        file = self._open_files[fh]
+        return await self._files.read(file.vnode, off, size, file.readahead)
+
+    @_handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        file = self._open_files[fh]
+        vnode = file.vnode
+        if file.appends:
+            # The kernel's idea of the end may be from before another mount appended.
+            await self._cell.validate(vnode)
+            if off != vnode.size:
+                off = vnode.size
+                self._cell.drop_pages_later(vnode)
+        await self._files.write(vnode, off, buf)
+        return len(buf)
+
+    @_handler
+    async def flush(self, fh: int) -> None:
+        await self._files.store(self._open_files[fh].vnode, sync=False)
+
+    @_handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._files.store(self._open_files[fh].vnode, sync=True)
+
+    @_handler
+    async def release(self, fh: int) -> None:
+        vnode = self._open_files[fh].vnode
+        try:
+            # What a mapping wrote after the last flush arrives only now.
+            if vnode.deleted and vnode.opens == 1:
+                self._files.discard(vnode)
+            else:
+                await self._files.store(vnode, sync=False)
+        except (Aborted, ServerUnavailable):
+            return  # logged and kept by the store, which tries again; nobody reads the result of a release
+        finally:
+            del self._open_files[fh]
+            self._cell.close_handle(vnode)
+            self._files.released(vnode)
+
+    # Directories
+
+    @_handler
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        vnode = self._vnode(inode)
+        await self._cell.validate(vnode)
+        handle = self._new_handle()
+        self._open_directories[handle] = _OpenDirectory(self._table.add_open(vnode))
+        return handle
+
+    @_handler
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        handle = self._open_directories[fh]
+        directory = handle.vnode
+        if handle.listing is None or start_id == 0:
+            handle.listing = [] if directory.deleted else await self._list_with_dots(directory)
+        listing = handle.listing
+        position = start_id
+        while position < len(listing):
+            name, fid = listing[position]
+            vnode = self._table.get(fid)
+            if vnode is None:
+                await self._fetch_evicted(listing, position)
+                vnode = self._table.get(fid)
+            position += 1
+            if vnode is not None and not self._report(token, directory, name, vnode, position):
+                return
+
+    async def _list_with_dots(self, directory: Vnode) -> list[tuple[bytes, Fid]]:
+        parent = directory.parent or directory.fid
+        return [(b".", directory.fid), (b"..", parent), *await self._names.listing(directory)]
+
+    def _report(self, token: pyfuse3.ReaddirToken, directory: Vnode, name: bytes, vnode: Vnode, next_id: int) -> bool:
+        """Add one entry to the reply; False if it is full. The kernel takes a reference, but not for the dots."""
+        now = trio.current_time()
+        name_s = self._table.name_remaining_s(directory, name, vnode.fid, now)
+        entry = attributes_of(vnode, self._table.remaining_s(vnode, now), name_s)
+        if not pyfuse3.readdir_reply(token, name, entry, next_id):
+            return False
+        if name not in (b".", b".."):
+            self._table.add_lookup(vnode)
+        return True
+
+    async def _fetch_evicted(self, listing: list[tuple[bytes, Fid]], position: int) -> None:
+        """Vnodes of a large listing may have left the table before the kernel asked for them."""
+        await self._cell.fetch_statuses([fid for _, fid in listing[position : position + 1000]])
+
+    @_handler
+    async def releasedir(self, fh: int) -> None:
+        self._cell.close_handle(self._open_directories.pop(fh).vnode)
+
+    @_handler
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._files.sync_names()
+
+    # Extended attributes
+
+    @_handler
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._xattrs.get(self._vnode(inode), name)
+
+    @_handler
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._xattrs.set(self._vnode(inode), name, value)
+
+    @_handler
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        return await self._xattrs.list(self._vnode(inode))
+
+    @_handler
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._xattrs.remove(self._vnode(inode), name)

@@ -1,0 +1,267 @@
+"""A mount from beginning to end: connect, mount, serve, store, unmount."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+
+import pyfuse3
+import trio
+from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.messages import FetchStatus, GetEntryByName
+
+from .callbacks import CallbackService
+from .cell import Cell
+from .contents import PageCache
+from .errors import ExitCode, UserError
+from .filestore import FileStore
+from .fuse_ops import UPCALLS, Operations
+from .kernel import KernelCaches
+from .namespace import Namespace
+from .options import MountOptions, Source
+from .session import Refused, ServerSession, ServerUnavailable
+from .vnode_table import VnodeTable
+from .xattrs import Xattrs
+
+log = logging.getLogger(__name__)
+
+FSTYPE = "promisefs"
+MAX_REQUESTS = 200
+"""FUSE requests served at a time."""
+
+
+def check_mountpoint(path: str) -> str:
+    """Return the absolute path of an empty directory that can be mounted on. Raise UserError."""
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISDIR(mode):
+            raise UserError(f"{path} is not a directory", ExitCode.MOUNTPOINT)
+        if os.listdir(path):
+            raise UserError(f"{path} is not empty: mount on an empty directory", ExitCode.MOUNTPOINT)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: create it first (mkdir {path})", ExitCode.MOUNTPOINT) from None
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            message = f"{path} is a mount whose process died: run 'fusermount3 -u {path}' first"
+            raise UserError(message, ExitCode.MOUNTPOINT) from None
+        raise UserError(f"{path}: {error.strerror}", ExitCode.MOUNTPOINT) from None
+    return os.path.realpath(path)
+
+
+def check_fuse() -> None:
+    """Raise UserError unless this machine can mount FUSE file systems."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise UserError(
+            "/dev/fuse does not exist: load the module (modprobe fuse), or give the container --device /dev/fuse",
+            ExitCode.FUSE,
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"/dev/fuse cannot be opened ({error.strerror}): check its permissions", ExitCode.FUSE
+        ) from None
+    try:
+        subprocess.run(["fusermount3", "--version"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError("fusermount3 is missing: install the package fuse3", ExitCode.FUSE) from None
+
+
+class Mount:
+    """One mount of one volume. `run` serves it until it is unmounted or told to end."""
+
+    def __init__(self, source: Source, mountpoint: str, options: MountOptions) -> None:
+        self._source = source
+        self._mountpoint = mountpoint
+        self._options = options
+        self._started_at = time.time()
+        self._pages = PageCache(options.cache_bytes)
+        self._callbacks = CallbackService(options.ack_wait_s)
+        self._session = ServerSession(
+            source.address,
+            uuid.uuid4().bytes,
+            f"{socket.gethostname()}:{mountpoint}"[:200],
+            options.timeout_s,
+            self._callbacks.serve,
+            self._callbacks.reset,
+        )
+        self._initialised = trio.Event()
+        self._ending = False
+        self._cell: Cell | None = None
+        self._files: FileStore | None = None
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Mount, call `on_ready`, serve. Raise UserError if it cannot be mounted, or data could not be stored."""
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                await self._connect(nursery)
+                await self._serve(nursery, on_ready)
+            except UserError as error:
+                failure = error  # raised outside the nursery, which would wrap it
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _connect(self, nursery: trio.Nursery) -> None:
+        address = self._source.address
+        try:
+            await nursery.start(self._session.run)
+            nursery.start_soon(self._session.watch_lease)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"no promisefs server at {address}: {reason}. Start one with 'promisefsd serve DIR'", ExitCode.SERVER
+            ) from None
+        except (Refused, Aborted) as error:
+            raise UserError(str(error), ExitCode.SERVER) from None
+        except trio.TooSlowError:
+            raise UserError(f"the server at {address} does not answer", ExitCode.SERVER) from None
+        try:
+            volume, _ = await self._session.call(GetEntryByName(self._source.volume))
+            root, _ = await self._session.call(FetchStatus(volume.root))
+        except Aborted as refusal:
+            if refusal.code == AbortCode.VNOVOL:
+                message = f"{address} has no volume {self._source.volume!r}"
+                raise UserError(message, ExitCode.SERVER) from None
+            raise UserError(f"{address}: {refusal}", ExitCode.SERVER) from None
+        except ServerUnavailable as error:
+            raise UserError(str(error), ExitCode.SERVER) from None
+        table = VnodeTable(self._pages, root.entry, self._options.max_idle)
+        table.lease_until = self._session.lease_until
+        self._session.lease_holder = table
+
+        def references(ino: int) -> int:
+            vnode = table.by_ino(ino)
+            return 0 if vnode is None else vnode.lookups
+
+        def names_of(ino: int) -> list[bytes]:
+            vnode = table.by_ino(ino)
+            return [] if vnode is None or vnode.names is None else list(vnode.names.entries)
+
+        self._cell = Cell(self._session, table, KernelCaches(references, names_of), nursery)
+        self._files = FileStore(self._cell, self._pages)
+
+    async def _serve(self, nursery: trio.Nursery, on_ready: Callable[[], None]) -> None:
+        cell, files = self._cell, self._files
+        assert cell is not None and files is not None
+        operations = Operations(cell, files, Namespace(cell), Xattrs(cell, self._status), self._initialised.set)
+        options = {"default_permissions", f"fsname={self._source}", f"subtype={FSTYPE}", *self._options.fuse}
+        try:
+            pyfuse3.init(operations, self._mountpoint, options)
+        except RuntimeError:
+            raise UserError(
+                f"the kernel refused to mount on {self._mountpoint}: see the message of fusermount3 above",
+                ExitCode.FUSE,
+            ) from None
+        try:
+            fuse_fd = _fuse_descriptor()
+            os.set_blocking(fuse_fd, False)
+            self._callbacks.cell = cell
+            nursery.start_soon(self._on_signals)
+            nursery.start_soon(self._announce, fuse_fd, on_ready)
+            nursery.start_soon(cell.renew_promises)
+            nursery.start_soon(files.store_in_time)
+            await self._serve_kernel()
+            await self._store_everything()
+        finally:
+            cell.kernel.stop()
+            pyfuse3.close(unmount=True)
+        await self._session.say_goodbye()
+
+    async def _announce(self, fuse_fd: int, on_ready: Callable[[], None]) -> None:
+        await self._initialised.wait()
+        assert self._cell is not None
+        self._cell.kernel.attach(fuse_fd)
+        log.info("mounted %s on %s", self._source, self._mountpoint)
+        on_ready()
+
+    async def _serve_kernel(self) -> None:
+        """Run pyfuse3 until the unmount.
+
+        Between poll and read the request may vanish, its process being killed. The descriptor does not block, so the
+        read fails with EAGAIN and pyfuse3 ends; handlers are shielded and finish, and the loop starts again.
+        """
+        while True:
+            try:
+                await pyfuse3.main(max_tasks=MAX_REQUESTS)
+                return
+            except BaseExceptionGroup as group:
+                _, others = group.split(lambda error: isinstance(error, OSError) and error.errno == errno.EAGAIN)
+                if others is not None:
+                    raise
+                if self._ending:
+                    return
+                log.debug("a request vanished before it could be read")
+
+    async def _on_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                if not self._ending:
+                    self._ending = True
+                    await self._store_everything(quietly=True)
+                    pyfuse3.terminate()
+
+    async def _store_everything(self, quietly: bool = False) -> None:
+        """Store what is dirty, trying for `timeout`. Raise UserError if something is left and not `quietly`."""
+        assert self._files is not None
+        with trio.move_on_after(self._options.timeout_s):
+            while await self._files.store_all():  # noqa: ASYNC110 (it tries again)
+                await trio.sleep(1.0)
+        left = self._pages.dirty_bytes
+        if left and not quietly:
+            raise UserError(
+                f"{left} bytes in {self._files.dirty_files} files could not be stored at {self._source.address}: lost",
+                ExitCode.BUSY,
+            )
+
+    # Status
+
+    def _status(self) -> bytes:
+        assert self._cell is not None and self._files is not None
+        table, session, callbacks = self._cell.table, self._session, self._callbacks
+        now = trio.current_time()
+        state = {
+            "mountpoint": self._mountpoint,
+            "source": str(self._source),
+            "pid": os.getpid(),
+            "mounted_s": round(time.time() - self._started_at, 1),
+            "connected": session.connected,
+            "connects": session.connects,
+            "lease_left_s": round(max(0.0, table.lease_until - now), 1),
+            "vnodes": len(table),
+            "promises": sum(table.valid(vnode, now) for vnode in table),
+            "open_files": sum(vnode.opens for vnode in table if not vnode.status.is_dir),
+            "cache_bytes": self._pages.clean_bytes,
+            "cache_limit_bytes": self._pages.limit_bytes,
+            "dirty_bytes": self._pages.dirty_bytes,
+            "dirty_files": self._files.dirty_files,
+            "store_failures": self._files.store_failures,
+            "breaks": callbacks.breaks,
+            "resets": callbacks.resets,
+            "early_acks": callbacks.early_acks,
+            "kernel_epochs": self._cell.kernel.has_epochs,
+            "upcalls": dict(sorted(UPCALLS.counts.items())),
+            "rpcs": dict(sorted(session.call_counts.items())),
+        }
+        return json.dumps(state).encode()
+
+
+def _fuse_descriptor() -> int:
+    """The descriptor that libfuse opened; pyfuse3 does not tell it."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                return int(name)
+        except OSError:
+            continue
+    raise AssertionError("mounted, but no descriptor of /dev/fuse is open")

@@ -1,0 +1,260 @@
+"""The session with one server: two connections, the lease, calls that survive a reconnect.
+
+Theory of operation. `run` keeps trying: it dials the callbacks connection, says HELLO, then the calls connection, says
+HELLO; from then on `call` works. It renews the lease every third of it. When either connection ends, or a
+renewal is not answered before the lease has ended, both are closed and dialling begins again. The lease goes on
+running meanwhile: if the server is back in time and still knows us, nothing is dropped. When it runs out,
+`on_lease_lost` is called once.
+
+Invariants
+I1  `lease_until` counts from when the request was *sent* that the server answered, so it ends before the server's.
+I2  A call is repeated after a lost connection until its deadline. An Operation is then marked as repeated, and its
+    number stays in `_operations` until the caller has the reply.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import trio
+from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.connection import Piece
+from promisefs_protocol.messages import (
+    METHOD_OF_REQUEST,
+    PROTOCOL_VERSION,
+    GiveUpAllCallBacks,
+    Hello,
+    HelloReply,
+    Operation,
+    RenewLease,
+    Role,
+)
+from promisefs_protocol.transport import ConnectionLost, Handler, Peer, Reply
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 10.0
+FIRST_RETRY_S = 0.05
+LONGEST_RETRY_S = 2.0
+BUSY_RETRY_S = 0.2
+_TRANSIENT = {AbortCode.NO_CALLBACKS, AbortCode.SHUTTING_DOWN, AbortCode.TOO_MANY, AbortCode.NOT_INTRODUCED}
+
+
+class ServerUnavailable(Exception):
+    """The server did not answer before the deadline; whether it carried the call out is not known."""
+
+
+class Refused(Exception):
+    """The server does not want to talk to us: nothing to wait for."""
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class LeaseHolder(Protocol):
+    """Who has to know until when promises are good."""
+
+    lease_until: float
+
+
+class ServerSession:
+    def __init__(
+        self,
+        address: Address,
+        client: bytes,
+        description: str,
+        timeout_s: float,
+        on_callback: Handler,
+        on_lease_lost: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        self.lease_s = 0.0
+        self.lease_until = 0.0
+        self.lease_holder: LeaseHolder | None = None
+        self.connects = 0
+        self.call_counts: dict[str, int] = {}
+        self._client = client
+        self._description = description
+        self._on_callback = on_callback
+        self._on_lease_lost = on_lease_lost
+        self._calls: Peer | None = None
+        self._up = trio.Event()
+        self._lease_began = trio.Event()
+        self._next_operation = 0
+        self._operations: set[int] = set()
+
+    @property
+    def connected(self) -> bool:
+        return self._calls is not None
+
+    # Calls
+
+    async def call(
+        self, request: Any, bulk: Piece | None = None, timeout_s: float | None = None
+    ) -> tuple[Any, bytes | None]:
+        """Call the server, waiting and repeating as needed. Raise Aborted, or ServerUnavailable after `timeout`."""
+        method = METHOD_OF_REQUEST[type(request)]
+        self.call_counts[method.name] = self.call_counts.get(method.name, 0) + 1
+        deadline = trio.current_time() + (self.timeout_s if timeout_s is None else timeout_s)
+        with trio.move_on_at(deadline):
+            while True:
+                peer = await self._wait_connected()
+                try:
+                    return await peer.call(request, bulk)
+                except ConnectionLost:
+                    if self._calls is peer:
+                        self._disconnected()
+                except Aborted as refusal:
+                    if refusal.code not in _TRANSIENT:
+                        raise
+                    log.debug("%s: %s; trying again", method.name, refusal)
+                    await trio.sleep(BUSY_RETRY_S)
+                if method.names_once:
+                    request = request._replace(operation=request.operation._replace(repeated=True))
+        raise ServerUnavailable(f"{method.name}: no answer from {self.address}")
+
+    @contextmanager
+    def operation(self) -> Iterator[Operation]:
+        """Number a change of names; in use until its reply has been seen (I2)."""
+        self._next_operation += 1
+        number = self._next_operation
+        self._operations.add(number)
+        try:
+            yield Operation(number, min(self._operations), False)
+        finally:
+            self._operations.discard(number)
+
+    async def _wait_connected(self) -> Peer:
+        while self._calls is None:  # it may be gone again before we run
+            await self._up.wait()
+        return self._calls
+
+    # Connections
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Stay connected until cancelled. Started when the first connection is up; Refused or OSError if that fails."""
+        retry_s = FIRST_RETRY_S
+        while True:
+            before = self.connects
+            try:
+                await self._connect_and_serve(task_status if self.connects == 0 else None)
+            except (OSError, Refused, Aborted, trio.TooSlowError) as error:
+                if self.connects == 0:
+                    raise
+                log.info("%s: %s", self.address, error)
+            if self.connects != before:
+                log.warning("connection to %s lost", self.address)
+                retry_s = FIRST_RETRY_S
+            await trio.sleep(retry_s)
+            retry_s = min(retry_s * 2, LONGEST_RETRY_S)
+
+    async def _connect_and_serve(self, task_status: trio.TaskStatus[None] | None) -> None:
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                with trio.fail_after(CONNECT_TIMEOUT_S):
+                    sent_at = trio.current_time()
+                    callbacks, hello = await self._dial(Role.CALLBACKS, self._on_callback, nursery)
+                    self._extend_lease(sent_at, hello.lease_ms / 1000)
+                    calls, _ = await self._dial(Role.CALLS, _serve_nothing, nursery)
+                self.connects += 1
+                self._calls = calls
+                self._up.set()
+                log.info("connected to %s", self.address)
+                if task_status is not None:
+                    task_status.started()
+                await self._renew_while_connected(callbacks, calls)
+            except (OSError, Refused, Aborted, trio.TooSlowError) as error:
+                failure = error  # raised outside the nursery, which would wrap it
+            finally:
+                self._disconnected()
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _dial(self, role: Role, handler: Handler, nursery: trio.Nursery) -> tuple[Peer, HelloReply]:
+        stream = await trio.open_tcp_stream(self.address.host, self.address.port)
+        peer = Peer(stream, handler, f"server {self.address} ({role})")
+        nursery.start_soon(peer.run)
+        hello = Hello("promisefs", PROTOCOL_VERSION, PROTOCOL_VERSION, self._client, role, self._description)
+        try:
+            reply, _ = await peer.call(hello)
+        except ConnectionLost:
+            raise Refused(f"{self.address} closed the connection: is a promisefs server there?") from None
+        except Aborted as refusal:
+            raise Refused(f"{self.address}: {refusal}") from None
+        return peer, reply
+
+    async def _renew_while_connected(self, callbacks: Peer, calls: Peer) -> None:
+        while not callbacks.closed and not calls.closed:
+            await self._sleep_until_closed(callbacks, calls, self.lease_s / 3)
+            if callbacks.closed or calls.closed:
+                return
+            sent_at = trio.current_time()
+            try:
+                with trio.fail_after(self.lease_s):
+                    await callbacks.call(RenewLease())
+            except (ConnectionLost, trio.TooSlowError):
+                return
+            self._extend_lease(sent_at, self.lease_s)
+
+    @staticmethod
+    async def _sleep_until_closed(callbacks: Peer, calls: Peer, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            async with trio.open_nursery() as nursery:
+
+                async def watch(peer: Peer) -> None:
+                    await peer.wait_closed()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(watch, callbacks)
+                nursery.start_soon(watch, calls)
+
+    def _disconnected(self) -> None:
+        self._calls = None
+        if self._up.is_set():
+            self._up = trio.Event()
+
+    # Lease
+
+    def _extend_lease(self, sent_at: float, lease_s: float) -> None:
+        self.lease_s = lease_s
+        self.lease_until = max(self.lease_until, sent_at + lease_s)
+        if self.lease_holder is not None:
+            self.lease_holder.lease_until = self.lease_until
+        self._lease_began.set()
+
+    async def watch_lease(self) -> None:
+        """Call `on_lease_lost` each time the lease runs out. Runs until cancelled."""
+        while True:
+            if self.lease_until <= trio.current_time():
+                await self._lease_began.wait()
+            while (left := self.lease_until - trio.current_time()) > 0:  # noqa: ASYNC110 (renewed meanwhile)
+                await trio.sleep(left)
+            log.warning("the lease from %s ran out: no cached data is used until it is back", self.address)
+            self._lease_began = trio.Event()
+            await self._on_lease_lost()
+
+    async def say_goodbye(self) -> None:
+        """Tell the server that this mount ends, if it can be told."""
+        calls = self._calls
+        if calls is not None:
+            with trio.move_on_after(2.0):
+                try:
+                    await calls.call(GiveUpAllCallBacks())
+                except (ConnectionLost, Aborted) as error:
+                    log.info("goodbye to %s: %s", self.address, error)
+
+
+async def _serve_nothing(request: Any, bulk: bytes | None) -> Reply:
+    raise Aborted(AbortCode.UNKNOWN_METHOD, "calls to a client come on its callbacks connection")

@@ -1,0 +1,62 @@
+"""Extended attributes: `user.*` are the server's; `promisefs.status` on the root tells of this mount.
+
+Everything else is answered here: the kernel asks for security.capability before every write.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+
+from promisefs_protocol.ids import MAX_XATTR_VALUE_BYTES
+from promisefs_protocol.messages import GetXattr, ListXattrs, RemoveXattr, SetXattr, XattrFlags
+
+from .cell import Cell
+from .errors import FsError
+from .vnode import ROOT_INO, Vnode
+
+STATUS = b"promisefs.status"
+"""Readable on the mount's root, not listed: the mount's state as JSON."""
+_USER = b"user."
+
+
+class Xattrs:
+    def __init__(self, cell: Cell, status: Callable[[], bytes]) -> None:
+        self._cell = cell
+        self._status = status
+
+    async def get(self, vnode: Vnode, name: bytes) -> bytes:
+        if name == STATUS and vnode.ino == ROOT_INO:
+            return self._status()
+        if not name.startswith(_USER) or await self._has_none(vnode):
+            raise FsError(errno.ENODATA)
+        _, value = await self._cell.session.call(GetXattr(vnode.fid, name))
+        return value or b""
+
+    async def set(self, vnode: Vnode, name: bytes, value: bytes) -> None:
+        self._check_name(name)
+        if len(value) > MAX_XATTR_VALUE_BYTES:
+            raise FsError(errno.E2BIG)
+        async with self._cell.ask(SetXattr(vnode.fid, name, XattrFlags.NONE), value) as answer:
+            self._cell.table.install(answer.reply.entry, answer.mark)
+
+    async def list(self, vnode: Vnode) -> Sequence[bytes]:
+        if await self._has_none(vnode):
+            return []
+        reply, _ = await self._cell.session.call(ListXattrs(vnode.fid))
+        names: tuple[bytes, ...] = reply.names
+        return names
+
+    async def remove(self, vnode: Vnode, name: bytes) -> None:
+        self._check_name(name)
+        async with self._cell.ask(RemoveXattr(vnode.fid, name)) as answer:
+            self._cell.table.install(answer.reply.entry, answer.mark)
+
+    async def _has_none(self, vnode: Vnode) -> bool:
+        await self._cell.validate(vnode)
+        return vnode.status.xattr_count == 0
+
+    @staticmethod
+    def _check_name(name: bytes) -> None:
+        if not name.startswith(_USER):
+            raise FsError(errno.EOPNOTSUPP)
