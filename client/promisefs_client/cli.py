@@ -34,7 +34,7 @@ def cli() -> None:
 
 
 @cli.command(
-    epilog="\\b\nExamples:\n"
+    epilog="\b\nExamples:\n"
     "  promisefs mount localhost /mnt/home\n"
     "  promisefs mount -o cache=1G,timeout=20 files:7654/root /mnt"
 )
@@ -147,7 +147,7 @@ def _set_up_log(log_file: str | None, verbose: bool, to_terminal: bool) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], format=form)
 
 
-@cli.command(epilog="\\b\nExample:\n  promisefs umount /mnt/home")
+@cli.command(epilog="\b\nExample:\n  promisefs umount /mnt/home")
 @click.argument("mountpoint", type=click.Path())
 @click.option("--force", is_flag=True, help="Even if it is in use, or holds data the server has not got.")
 def umount(mountpoint: str, force: bool) -> None:
@@ -155,7 +155,7 @@ def umount(mountpoint: str, force: bool) -> None:
     unmount_entry(find_mount(mountpoint), force)
 
 
-@cli.command(epilog="\\b\nExamples:\n  promisefs status\n  promisefs status /mnt/home --json")
+@cli.command(epilog="\b\nExamples:\n  promisefs status\n  promisefs status /mnt/home --json")
 @click.argument("mountpoint", type=click.Path(), required=False)
 @click.option("--json", "as_json", is_flag=True, help="For programs: one object, or a list of them without MOUNTPOINT.")
 def status(mountpoint: str | None, as_json: bool) -> None:
