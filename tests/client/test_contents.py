@@ -1,0 +1,376 @@
+"""The rules of file contents, one by one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from promisefs_client.contents import BLOCK_BYTES, STORE_BYTES, FileContents, PageCache
+
+V1, V2, V3 = (1, 1), (1, 2), (1, 3)
+LIMIT = 64 << 20
+
+
+def make(size: int = 0, limit: int = LIMIT) -> FileContents:
+    file = FileContents(PageCache(limit))
+    file.set_version(V1, size)
+    return file
+
+
+def filled(data: bytes, limit: int = LIMIT) -> FileContents:
+    file = make(len(data), limit)
+    assert file.fill(0, data, file.fill_epoch, V1)
+    return file
+
+
+def cache_of(file: FileContents) -> PageCache:
+    return file._cache
+
+
+def pattern(length: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(length)
+
+
+# Reading
+
+
+def test_aligned_read_of_one_clean_block_copies_nothing() -> None:
+    block = pattern(BLOCK_BYTES)
+    file = filled(block)
+    assert file.read(0, BLOCK_BYTES, BLOCK_BYTES) is block
+
+
+def test_read_joins_blocks_and_ends_at_the_size() -> None:
+    data = pattern(3 * BLOCK_BYTES + 100)
+    file = filled(data)
+    assert file.read(5, 1 << 30, len(data)) == data[5:]
+    assert file.read(BLOCK_BYTES - 1, 2, len(data)) == data[BLOCK_BYTES - 1 : BLOCK_BYTES + 1]
+    assert file.read(len(data), 10, len(data)) == b""
+    assert file.read(len(data) + 10, 10, len(data)) == b""
+
+
+def test_read_of_a_block_that_is_not_here_is_none() -> None:
+    file = make(2 * BLOCK_BYTES)
+    assert file.read(0, 1, 2 * BLOCK_BYTES) is None
+    file.fill(0, bytes(BLOCK_BYTES), file.fill_epoch, V1)
+    assert file.read(BLOCK_BYTES - 1, 2, 2 * BLOCK_BYTES) is None
+
+
+def test_beyond_the_servers_size_are_zeros_and_nothing_is_fetched() -> None:
+    file = filled(b"abc")
+    file.write(10, b"x")
+    file.write(2 * BLOCK_BYTES, b"y")
+    assert file.missing(0, 3 * BLOCK_BYTES) == []
+    expected = b"abc" + bytes(7) + b"x" + bytes(2 * BLOCK_BYTES - 11) + b"y"
+    assert file.read(0, 1 << 30, file.dirty_end) == expected
+    assert file.read(BLOCK_BYTES, 9, file.dirty_end) == bytes(9)
+
+
+def test_without_a_version_nothing_is_known_to_be_zeros() -> None:
+    file = FileContents(PageCache(LIMIT))
+    assert file.read(0, 4, 4) is None
+    assert file.missing(0, 2 * BLOCK_BYTES) == [0, 1]
+    file.write(0, b"abcd")
+    assert file.read(0, 4, 4) == b"abcd"
+
+
+def test_dirty_bytes_hide_storing_ones_and_these_hide_clean_ones() -> None:
+    file = filled(b"cccccccc")
+    file.write(2, b"ssss")
+    assert file.begin_store(STORE_BYTES)
+    file.write(4, b"dddd")
+    assert file.read(0, 8, 8) == b"ccssdddd"
+
+
+def test_bytes_handed_out_do_not_change() -> None:
+    file = filled(b"cccccccc")
+    file.write(2, b"ss")
+    first = file.read(0, 8, 8)
+    file.write(0, b"dddddddd")
+    second = file.read(0, 8, 8)
+    file.write(0, b"eeeeeeee")
+    assert (first, second) == (b"ccsscccc", b"dddddddd")
+
+
+def test_a_block_written_from_end_to_end_need_not_be_fetched() -> None:
+    file = make(3 * BLOCK_BYTES)
+    file.write(BLOCK_BYTES - 1, bytes(BLOCK_BYTES + 1))
+    assert file.missing(0, 3 * BLOCK_BYTES) == [0, 2]
+    assert file.begin_store(STORE_BYTES)
+    assert file.missing(0, 3 * BLOCK_BYTES) == [0, 2]
+    assert file.read(BLOCK_BYTES - 1, BLOCK_BYTES, 3 * BLOCK_BYTES) == bytes(BLOCK_BYTES)
+
+
+# Fills and versions
+
+
+def test_a_fill_of_another_version_is_ignored() -> None:
+    file = make(3)
+    assert not file.fill(0, b"abc", file.fill_epoch, V2)
+    assert file.read(0, 3, 3) is None
+
+
+@pytest.mark.parametrize("event", ["drop_clean", "set_version", "truncate"])
+def test_a_fill_begun_before_clean_bytes_were_voided_is_ignored(event: str) -> None:
+    file = filled(b"abc")
+    epoch = file.fill_epoch
+    if event == "drop_clean":
+        file.drop_clean()
+        file.set_version(V1, 3)
+    elif event == "set_version":
+        file.set_version(V2, 3)
+        file.set_version(V1, 3)
+    else:
+        file.truncate(2)
+        file.truncate(3)
+    assert not file.fill(0, b"abc", epoch, V1)
+
+
+def test_the_reply_with_a_first_label_brings_the_first_blocks() -> None:
+    file = FileContents(PageCache(LIMIT))
+    epoch = file.fill_epoch
+    assert file.set_version(V1, 3)
+    assert file.fill(0, b"abc", epoch, V1)
+    assert file.read(0, 3, 3) == b"abc"
+
+
+def test_a_fill_replaces_no_block_that_is_there() -> None:
+    file = filled(b"abc")
+    file.write(0, b"xyz")
+    extent = file.begin_store(STORE_BYTES)
+    assert extent
+    epoch = file.fill_epoch
+    file.stored(extent, True)
+    assert file.fill(0, b"abc", epoch, V1)
+    assert file.read(0, 3, 3) == b"xyz"
+
+
+def test_a_fill_is_cut_at_the_servers_size() -> None:
+    file = make(BLOCK_BYTES + 3)
+    assert file.fill(0, pattern(3 * BLOCK_BYTES), file.fill_epoch, V1)
+    file.check_invariants()
+    assert cache_of(file).clean_bytes == BLOCK_BYTES + 3
+
+
+def test_the_same_version_keeps_clean_blocks_and_another_drops_them() -> None:
+    file = filled(b"abc")
+    assert not file.set_version(V1, 3)
+    assert file.read(0, 3, 3) == b"abc"
+    assert file.set_version(V2, 3)
+    assert file.read(0, 3, 3) is None
+    assert cache_of(file).clean_bytes == 0
+
+
+def test_dropping_clean_blocks_loses_no_write() -> None:
+    file = filled(b"abcdef")
+    file.write(0, b"s")
+    assert file.begin_store(STORE_BYTES)
+    file.write(1, b"d")
+    file.drop_clean()
+    assert file.read(0, 2, 6) == b"sd"
+    assert file.dirty_bytes == 2
+
+
+def test_own_changes_keep_clean_blocks_under_the_new_label() -> None:
+    file = filled(b"abc")
+    file.advance_version(V2, 5)
+    assert file.version == V2
+    assert file.read(0, 5, 5) == b"abc\0\0"
+
+
+# Stores
+
+
+def test_a_stored_extent_becomes_clean_where_it_covers_a_block() -> None:
+    file = make()
+    data = pattern(2 * BLOCK_BYTES + 10)
+    file.write(0, data)
+    extent = file.begin_store(STORE_BYTES)
+    assert extent and extent.data == data
+    file.stored(extent, True)
+    file.advance_version(V2, len(data))
+    assert not file.is_dirty and cache_of(file).dirty_bytes == 0
+    assert file.missing(0, len(data)) == []
+    assert file.read(0, len(data), len(data)) == data
+
+
+def test_a_stored_part_of_a_block_that_is_not_here_is_dropped() -> None:
+    file = make(2 * BLOCK_BYTES)
+    file.write(10, b"abc")
+    extent = file.begin_store(STORE_BYTES)
+    assert extent
+    file.stored(extent, True)
+    assert cache_of(file).clean_bytes == 0
+    assert file.missing(0, 20) == [0]
+
+
+def test_a_stored_part_goes_into_a_clean_block_with_zeros_before_it() -> None:
+    file = filled(b"abc")
+    file.write(5, b"xy")
+    extent = file.begin_store(STORE_BYTES)
+    assert extent
+    file.stored(extent, True)
+    file.advance_version(V2, 7)
+    assert file.read(0, 7, 7) == b"abc\0\0xy"
+    file.check_invariants()
+
+
+def test_a_store_that_met_another_version_leaves_clean_blocks_alone() -> None:
+    file = filled(b"abc")
+    file.write(0, b"xyz")
+    extent = file.begin_store(STORE_BYTES)
+    assert extent
+    file.stored(extent, False)
+    assert not file.is_dirty
+    assert file.read(0, 3, 3) == b"abc"
+
+
+def test_a_write_during_a_store_stays_dirty() -> None:
+    file = make()
+    file.write(0, b"aaaa")
+    extent = file.begin_store(STORE_BYTES)
+    assert extent
+    file.write(1, b"bb")
+    assert extent.data == b"aaaa"
+    file.stored(extent, True)
+    assert file.dirty_bytes == 2
+    assert file.read(0, 4, 4) == b"abba"
+
+
+def test_a_failed_store_goes_back_under_what_was_written_meanwhile() -> None:
+    file = make()
+    file.write(0, b"aaaaaa")
+    extent = file.begin_store(STORE_BYTES)
+    assert extent
+    file.write(1, b"b")
+    file.write(4, b"cccc")
+    file.store_failed(extent)
+    assert file.read(0, 8, file.dirty_end) == b"abaacccc"
+    assert file.dirty_bytes == cache_of(file).dirty_bytes == 8
+
+
+def test_no_byte_is_stored_twice_at_the_same_time() -> None:
+    file = make()
+    file.write(4, b"aaaa")
+    first = file.begin_store(STORE_BYTES)
+    file.write(0, b"bbbbbbbbbbbb")
+    before, after = file.begin_store(STORE_BYTES), file.begin_store(STORE_BYTES)
+    assert first and before and after
+    assert (before.offset, before.length) == (0, 4)
+    assert (after.offset, after.length) == (8, 4)
+    assert file.begin_store(STORE_BYTES) is None
+    file.stored(first, True)
+    again = file.begin_store(STORE_BYTES)
+    assert again and (again.offset, again.data) == (4, b"bbbb")
+
+
+def test_stores_are_cut_at_multiples_of_their_size() -> None:
+    file = make()
+    file.write(3, bytes(20))
+    extents = [file.begin_store(8) for _ in range(3)]
+    assert [(e.offset, e.length) for e in extents if e] == [(3, 5), (8, 8), (16, 7)]
+    assert file.begin_store(8) is None
+
+
+def test_write_behind_takes_only_whole_aligned_pieces() -> None:
+    file = make()
+    file.write(1, bytes(STORE_BYTES + 5))
+    assert file.begin_store(STORE_BYTES, whole_only=True) is None
+    file.write(0, b"a")
+    extent = file.begin_store(STORE_BYTES, whole_only=True)
+    assert extent and (extent.offset, extent.length) == (0, STORE_BYTES)
+    assert file.begin_store(STORE_BYTES, whole_only=True) is None
+    assert file.dirty_bytes == STORE_BYTES + 6
+
+
+def test_write_behind_skips_a_piece_that_is_being_stored() -> None:
+    file = make()
+    for round_ in (b"a", b"b"):
+        file.write(0, round_ * 2 * STORE_BYTES)
+        assert file.begin_store(STORE_BYTES, whole_only=True)
+    extent = file.begin_store(STORE_BYTES, whole_only=True)
+    assert extent is None
+    assert file.read(STORE_BYTES - 1, 2, 2 * STORE_BYTES) == b"bb"
+
+
+# Truncation and refused writes
+
+
+def test_truncation_cuts_every_layer() -> None:
+    file = filled(pattern(2 * BLOCK_BYTES))
+    file.write(100, b"x" * 100)
+    file.write(BLOCK_BYTES, b"y")
+    file.truncate(150)
+    file.advance_version(V2, 150)
+    assert (file.dirty_bytes, file.dirty_end, cache_of(file).clean_bytes) == (50, 150, 150)
+    file.write(300, b"z")
+    assert file.read(140, 161, 301) == b"x" * 10 + bytes(150) + b"z"
+    file.check_invariants()
+
+
+def test_discarding_returns_the_ranges() -> None:
+    file = make()
+    file.write(0, b"aaaa")
+    file.write(10, b"bbbb")
+    file.write(14, bytes(1 << 16))
+    assert file.discard_dirty(2, 12) == [(2, 4), (10, 12)]
+    assert file.discard_dirty(12, None) == [(12, 14 + (1 << 16))]
+    assert file.dirty_bytes == cache_of(file).dirty_bytes == 2
+    assert file.discard_dirty(100, None) == []
+
+
+def test_discarding_leaves_what_is_being_stored() -> None:
+    file = make()
+    file.write(0, b"aaaa")
+    assert file.begin_store(STORE_BYTES)
+    assert file.discard_dirty(0, None) == []
+    assert file.dirty_bytes == 4
+
+
+# Memory
+
+
+def test_least_recently_used_clean_blocks_go_first() -> None:
+    cache = PageCache(2 * BLOCK_BYTES)
+    one, two = FileContents(cache), FileContents(cache)
+    for file in (one, two):
+        file.set_version(V1, 2 * BLOCK_BYTES)
+    one.fill(0, bytes(BLOCK_BYTES), one.fill_epoch, V1)
+    two.fill(0, bytes(BLOCK_BYTES), two.fill_epoch, V1)
+    assert one.read(0, 1, BLOCK_BYTES) is not None
+    one.fill(1, bytes(BLOCK_BYTES), one.fill_epoch, V1)
+    assert (one.missing(0, 2 * BLOCK_BYTES), two.missing(0, BLOCK_BYTES)) == ([], [0])
+    cache.check_invariants()
+
+
+def test_dirty_bytes_push_clean_blocks_out_and_never_go_themselves() -> None:
+    file = filled(bytes(2 * BLOCK_BYTES), limit=2 * BLOCK_BYTES)
+    file.write(1 << 30, b"x")
+    assert cache_of(file).clean_bytes == BLOCK_BYTES
+    file.write(1 << 31, bytes(4 * BLOCK_BYTES))
+    assert cache_of(file).clean_bytes == 0
+    assert file.dirty_bytes == 4 * BLOCK_BYTES + 1
+
+
+def test_what_was_just_filled_can_be_read_though_dirty_bytes_are_at_the_limit() -> None:
+    file = make(2 * BLOCK_BYTES, limit=10)
+    file.write(1 << 30, bytes(100))
+    file.fill(0, pattern(2 * BLOCK_BYTES), file.fill_epoch, V1)
+    assert file.read(0, 2 * BLOCK_BYTES, 2 * BLOCK_BYTES) == pattern(2 * BLOCK_BYTES)
+    file.write(0, b"x")
+    assert cache_of(file).clean_bytes == 0
+
+
+def test_forgetting_gives_all_memory_back() -> None:
+    file = filled(bytes(3 * BLOCK_BYTES))
+    file.forget()
+    assert cache_of(file).clean_bytes == 0
+    cache_of(file).check_invariants()
+
+
+def test_forgetting_dirty_contents_is_refused() -> None:
+    file = make()
+    file.write(0, b"a")
+    with pytest.raises(AssertionError, match="lose writes"):
+        file.forget()
+    assert file.dirty_bytes == 1
