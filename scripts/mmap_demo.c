@@ -8,7 +8,7 @@
  *   -n N    end after N lines
  *   -c      reader: print only when the byte has changed (the first line always comes)
  *   -t      add times of CLOCK_MONOTONIC in nanoseconds, one clock for the whole machine:
- *             writer "hh DONE": DONE is when fsync had returned.
+ *             writer "hh STORED DONE": STORED is just before the byte changed, DONE when fsync had returned.
  *             reader "hh SEEN OLD": SEEN is when the load of this byte had returned; OLD is when the last load
  *             of a different byte had begun (0: there was none). OLD > DONE for the same byte is a stale read:
  *             a load that began after fsync returned and still got the old byte.
@@ -64,6 +64,7 @@ static void flush_line(void)
 static void write_loop(int fd, volatile unsigned char *page, size_t size, long long interval_ns, long lines, int times)
 {
 	for (long done = 0; !lines || done < lines; done++) {
+		long long stored_ns = now_ns();
 		unsigned char byte = ++page[0];
 
 		if (msync((void *)page, size, MS_ASYNC))
@@ -73,7 +74,7 @@ static void write_loop(int fd, volatile unsigned char *page, size_t size, long l
 		long long done_ns = now_ns();
 
 		if (times)
-			printf("%02x %lld\n", byte, done_ns);
+			printf("%02x %lld %lld\n", byte, stored_ns, done_ns);
 		else
 			printf("%02x\n", byte);
 		flush_line();

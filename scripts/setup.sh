@@ -58,6 +58,11 @@ print("%d.%d" % sys.version_info[:2], answer[headers], answer[ensurepip], os.pat
 PROBE
 }
 
+no_python() {
+    say "no usable Python >= 3.11${PYTHON:+ (PYTHON=$PYTHON)} with its headers and ensurepip; install one and name it: PYTHON=/path/to/python3 $0"
+    exit 4
+}
+
 # Set python (path, or empty) and python_packages (what it lacks).
 find_python() {
     python='' python_packages=()
@@ -74,6 +79,7 @@ find_python() {
         fi
         [[ -n $incomplete ]] || incomplete=$facts
     done
+    if [[ -z $incomplete && -n ${PYTHON:-} ]]; then no_python; fi
     if [[ -z $incomplete ]]; then
         python_packages=(python3 python3-venv python3-dev)
         return
@@ -155,10 +161,7 @@ if [[ ${#missing[@]} -gt 0 || ${#python_packages[@]} -gt 0 ]]; then
 fi
 if ! venv_is_current; then
     find_python
-    if [[ -z $python ]]; then
-        say "no Python >= 3.11 with its headers and ensurepip was found${PYTHON:+ (PYTHON=$PYTHON)}; install one and name it: PYTHON=/path/to/python3 $0"
-        exit 4
-    fi
+    [[ -n $python ]] || no_python
     build_venv
     say "ready"
 fi

@@ -37,9 +37,10 @@ def build() -> Path:
 
 
 class Written(NamedTuple):
-    """A line of the writer: fsync of this byte had returned at `done_ns`."""
+    """A line of the writer: the byte was stored after `stored_ns`, and its fsync had returned at `done_ns`."""
 
     byte: int
+    stored_ns: int
     done_ns: int
 
 
@@ -52,8 +53,8 @@ class Seen(NamedTuple):
 
 
 def parse_written(line: str) -> Written:
-    byte, done_ns = line.split()
-    return Written(int(byte, 16), int(done_ns))
+    byte, stored_ns, done_ns = line.split()
+    return Written(int(byte, 16), int(stored_ns), int(done_ns))
 
 
 def parse_seen(line: str) -> Seen:
@@ -61,34 +62,35 @@ def parse_seen(line: str) -> Seen:
     return Seen(int(byte, 16), int(seen_ns), int(old_ns))
 
 
-class Verdict(NamedTuple):
-    delays_ns: list[int]
-    """For each byte written that was seen (or a newer one): first sight minus return of fsync.
+class Sight(NamedTuple):
+    """How the reader met one byte of the writer."""
 
-    Negative if it was seen before fsync returned, which the protocol makes the usual case.
-    """
-    stale: list[Written]
-    """Bytes after whose fsync a load began that still got an older byte."""
-    missed: list[Written]
-    """Bytes of which neither they nor newer ones were seen."""
+    written: Written
+    seen: Seen | None
+    """Its first sight of this byte or a newer one; None if there was none yet."""
+
+    @property
+    def delay_ns(self) -> int | None:
+        """From the return of fsync to the first sight. Negative if the sight came first, as is usual: the server
+        answers the writer's fsync only after the reader's mount has acknowledged the break."""
+        return self.seen.seen_ns - self.written.done_ns if self.seen else None
+
+    @property
+    def stale(self) -> bool:
+        """Whether a load that began after fsync had returned got an older byte."""
+        return self.seen is not None and self.seen.old_ns > self.written.done_ns
 
 
-def judge(written: list[Written], seen: list[Seen]) -> Verdict:
+def match(written: list[Written], seen: list[Seen]) -> list[Sight]:
     """Compare a writer's lines with those of a reader (-c -t) that had a line before the first of them.
 
     Both are in order. Bytes wrap at 256: neither may be more than 127 steps from the other.
     """
-    verdict = Verdict([], [], [])
+    sights = []
     next_seen = 0
     for write in written:
-        # The reader only ever goes forward, so the first line at or after this byte stays ahead for the next.
+        # The reader only ever goes forward, so what is older than this byte is older than all that follow.
         while next_seen < len(seen) and (seen[next_seen].byte - write.byte) % 256 >= 128:
             next_seen += 1
-        if next_seen == len(seen):
-            verdict.missed.append(write)
-            continue
-        sight = seen[next_seen]
-        verdict.delays_ns.append(sight.seen_ns - write.done_ns)
-        if sight.old_ns > write.done_ns:
-            verdict.stale.append(write)
-    return verdict
+        sights.append(Sight(write, seen[next_seen] if next_seen < len(seen) else None))
+    return sights

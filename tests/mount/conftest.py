@@ -8,7 +8,7 @@
     @pytest.mark.allow_log("...")   regular expressions for log lines that this test provokes
 
 A test that hangs, in a page fault even, is freed by the guard: FUSE connections aborted, daemons killed; it then fails.
-After every test the daemons' logs must have no traceback, error or warning, and what was started must end in good order.
+After every test the daemons' logs must have no traceback, error or warning, and all that was started must end well.
 """
 
 from __future__ import annotations
