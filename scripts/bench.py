@@ -1,0 +1,237 @@
+"""`scripts/bench`: promisefs beside a local directory, and sshfs if it can be used, in one run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import click
+from bench_lib import files, memory, visible
+from bench_lib.targets import LocalDirectory, PromisefsMounts, SshfsMounts, SshfsUnusable, Target
+from cell_lib import mounts
+from cell_lib.cell import Cell, CellError
+from cell_lib.guard import Guard
+from rich.console import Console
+from rich.table import Table
+
+MEASUREMENT_LIMIT_S = 300.0
+"""For one measurement of one target; then its mounts are aborted."""
+VISIBLE = tuple(f"visible-{kind}" for kind in visible.KINDS)
+MEMORY = "memory"
+NAMES = (*(measurement.name for measurement in files.MEASUREMENTS), *VISIBLE, MEMORY)
+
+progress = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass(slots=True)
+class Results:
+    """What was measured, by name of the measurement, then of the target."""
+
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    visible: dict[str, dict[str, visible.Visibility]] = field(default_factory=dict)
+    memory: memory.Memory | None = None
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def measure_all(targets: Sequence[Target], names: Sequence[str], quick: bool, guard: Guard) -> Results:
+    """Measure each name on each target. What fails is noted, and the rest goes on."""
+    results = Results()
+    sizes = files.QUICK if quick else files.FULL
+    steps = visible.QUICK_STEPS if quick else visible.FULL_STEPS
+
+    def attempt(name: str, target: Target, work: Callable[[], None]) -> None:
+        progress.print(f"[dim]{name} on {target.name} ...[/dim]")
+        guard.arm(MEASUREMENT_LIMIT_S)
+        try:
+            work()
+        except (OSError, CellError, visible.NeverSeen, subprocess.SubprocessError) as problem:
+            results.failures.append(f"{name} on {target.name}: {problem}")
+        if guard.disarm():
+            results.failures.append(
+                f"{name} on {target.name}: not done after {MEASUREMENT_LIMIT_S:g} s, mounts aborted"
+            )
+
+    def measure_rate(measurement: files.Measurement, target: Target) -> None:
+        rate = measurement.run(target, sizes)
+        results.rates.setdefault(measurement.name, {})[target.name] = rate
+
+    def measure_visible(kind: str, target: Target) -> None:
+        seen = visible.measure(target, kind, steps)
+        results.visible.setdefault(kind, {})[target.name] = seen
+
+    for measurement in files.MEASUREMENTS:
+        for target in targets if measurement.name in names else ():
+            attempt(measurement.name, target, partial(measure_rate, measurement, target))
+    for kind in visible.KINDS:
+        for target in targets if f"visible-{kind}" in names else ():
+            attempt(f"visible-{kind}", target, partial(measure_visible, kind, target))
+    return results
+
+
+def speed(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
+
+
+def rate_table(results: Results, targets: Sequence[Target]) -> Table:
+    table = Table(title="Speed (more is better; x: times the local directory's)", title_justify="left")
+    table.add_column("measurement")
+    table.add_column("unit")
+    for target in targets:
+        table.add_column(target.name, justify="right")
+        if target.name != "local":
+            table.add_column("x local", justify="right")
+    for measurement in files.MEASUREMENTS:
+        if measurement.name not in results.rates:
+            continue
+        rates = results.rates[measurement.name]
+        row = [f"{measurement.name}: {measurement.description}", measurement.unit]
+        for target in targets:
+            row.append(speed(rates[target.name]) if target.name in rates else "failed")
+            if target.name != "local":
+                both = target.name in rates and "local" in rates
+                row.append(f"{rates[target.name] / rates['local']:.2f}" if both else "")
+        table.add_row(*row)
+    return table
+
+
+def visible_table(results: Results) -> Table:
+    table = Table(title="From the return of fsync to sight on the other mount", title_justify="left")
+    for header in ("seen by", "target", "median ms", "p99 ms", "stale", "fsync took, median ms"):
+        table.add_column(header, justify="left" if header in ("seen by", "target") else "right")
+    for kind, by_target in results.visible.items():
+        for name, seen in by_target.items():
+            stale = f"{seen.stale} of {seen.steps}"
+            table.add_row(
+                kind,
+                name,
+                f"{seen.median_ms:.3f}",
+                f"{seen.p99_ms:.3f}",
+                f"[red]{stale}[/red]" if seen.stale else stale,
+                f"{seen.write_median_ms:.3f}",
+            )
+    return table
+
+
+def as_json(results: Results, targets: Sequence[Target], quick: bool) -> str:
+    units = {measurement.name: measurement.unit for measurement in files.MEASUREMENTS}
+    return json.dumps(
+        {
+            "quick": quick,
+            "targets": [target.name for target in targets],
+            "rates": {name: {"unit": units[name], **rates} for name, rates in results.rates.items()},
+            "visible": {
+                kind: {name: asdict(seen) for name, seen in by_target.items()}
+                for kind, by_target in results.visible.items()
+            },
+            "memory": asdict(results.memory) if results.memory else None,
+            "failures": results.failures,
+            "notes": results.notes,
+        },
+        indent=1,
+    )
+
+
+def run(directory: Path, names: Sequence[str], quick: bool, with_sshfs: bool, print_json: bool) -> int:
+    cell = Cell(directory / "cell")
+    sshfs: SshfsMounts | None = None
+    notes: list[str] = []
+    complaints: list[str] = []
+    with Guard(directory, cell.mark) as guard:
+        guard.arm(MEASUREMENT_LIMIT_S)
+        try:
+            cell.up(2)
+            promisefs = PromisefsMounts(cell)
+            targets: list[Target] = [LocalDirectory(directory / "local"), promisefs]
+            if with_sshfs:
+                try:
+                    sshfs = SshfsMounts(directory / "sshfs", f"{cell.mark}/sshfs")
+                    targets.append(sshfs)
+                except SshfsUnusable as reason:
+                    notes.append(f"sshfs is not measured: {reason}")
+            results = measure_all(targets, names, quick, guard)
+            results.notes = notes
+            if MEMORY in names:
+                progress.print("[dim]memory ...[/dim]")
+                guard.arm(memory.LIMIT_S)
+                results.memory = memory.measure(promisefs, quick)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            guard.arm(MEASUREMENT_LIMIT_S)
+            if sshfs:
+                sshfs.close()
+            complaints = cell.down()
+    results.failures += complaints
+    if print_json:
+        print(as_json(results, targets, quick))
+    else:
+        console = Console(highlight=False)
+        if results.rates:
+            console.print(rate_table(results, targets))
+        if results.visible:
+            console.print(visible_table(results))
+        if results.memory:
+            console.print(memory.table(results.memory))
+        for note in results.notes:
+            console.print(note)
+    for failure in results.failures:
+        progress.print(f"[red]bench: {failure}[/red]")
+    stale = any(seen.stale for by_target in results.visible.values() for seen in [by_target.get("promisefs")] if seen)
+    return 1 if results.failures or stale else 0
+
+
+def _interrupt(_signal_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--only", "only", multiple=True, metavar="NAME", type=click.Choice(NAMES), help="Only this; repeatable.")
+@click.option("--quick", is_flag=True, help="Less of everything: shows that it works, its numbers mean little.")
+@click.option("--json", "print_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--no-sshfs", is_flag=True, help="Leave sshfs out.")
+@click.option(
+    "--directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where to work, so which disk is measured [default: the directory for temporary files].",
+)
+def main(only: tuple[str, ...], quick: bool, print_json: bool, no_sshfs: bool, directory: Path | None) -> None:
+    """Measure promisefs mounts, a local directory of the same disk, and sshfs.
+
+    Cold, for promisefs and sshfs: through a mount that has not seen the data; the server's page cache is warm. For the
+    local directory: the file's pages were dropped with posix_fadvise, names and inodes were not.
+
+    "memory" is measured only if asked for (--only memory): it streams 4 GiB and makes 200,000 files.
+
+    Exit status: 0; 1 if something failed or promisefs showed a stale read; 2 usage.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    if reason := mounts.why_fuse_is_unusable():
+        raise CellError(reason)
+    names = only or tuple(name for name in NAMES if name != MEMORY)
+    work = Path(tempfile.mkdtemp(prefix="promisefs-bench-", dir=directory)).resolve()
+    try:
+        status = run(work, names, quick, not no_sshfs, print_json)
+    finally:
+        if not mounts.fuse_mounts_below(work):
+            with suppress(subprocess.SubprocessError):
+                subprocess.run(["rm", "-rf", "--one-file-system", work], check=False, timeout=MEASUREMENT_LIMIT_S)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    try:
+        main.main(standalone_mode=True, prog_name="scripts/bench")
+    except (CellError, OSError) as problem:
+        print(f"bench: {problem}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""What `scripts/bench` measures: `targets` are the places, `files` and `visible` the measurements."""
