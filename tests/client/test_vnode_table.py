@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from promisefs_client.contents import FileContents, PageCache
 from promisefs_client.vnode import ROOT_INO, Vnode, ino_of
 from promisefs_client.vnode_table import PROMISE_MARGIN_S, CallMark, VnodeTable
