@@ -223,8 +223,10 @@ def run(directory: Path, seconds: float, interval_ms: float, keep: bool) -> int:
             if race:
                 race.end()
             processes.end(f"{cell.mark}/mmap", grace_s=1)
+            if race and not cell.runs():
+                complaints.append("the server or a mount ended before the demo did")
             if not kept:
-                complaints = cell.down()
+                complaints += cell.down()
     console.print(summary(race.sights()))
     complaints += verdict(race)
     for complaint in complaints:

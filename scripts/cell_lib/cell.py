@@ -227,6 +227,12 @@ class Cell:
         complaints: list[str] = []
         if not self.directory.is_dir():
             return complaints
+        if not self.server_runs() and any(processes.belongs(mount.pid, self.mark) for mount in self.mounts.values()):
+            # A mount that holds data which is not stored can only end well if there is a server to store it.
+            try:
+                self.start_server()
+            except CellError as problem:
+                complaints.append(f"the server was gone and could not be started again: {problem}")
         for name in list(self.mounts):
             try:
                 self.unmount(name)
