@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import click
-from bench_lib import files, memory, visible
+from bench_lib import calls, files, memory, visible
 from bench_lib.targets import LocalDirectory, PromisefsMounts, SshfsMounts, SshfsUnusable, Target
 from cell_lib import mounts
 from cell_lib.cell import Cell, CellError
@@ -27,7 +27,9 @@ MEASUREMENT_LIMIT_S = 300.0
 """For one measurement of one target; then its mounts are aborted."""
 VISIBLE = tuple(f"visible-{kind}" for kind in visible.KINDS)
 MEMORY = "memory"
-NAMES = (*(measurement.name for measurement in files.MEASUREMENTS), *VISIBLE, MEMORY)
+CALLS = "calls"
+ON_REQUEST = (MEMORY, CALLS)
+NAMES = (*(measurement.name for measurement in files.MEASUREMENTS), *VISIBLE, *ON_REQUEST)
 
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -39,6 +41,7 @@ class Results:
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
     visible: dict[str, dict[str, visible.Visibility]] = field(default_factory=dict)
     memory: memory.Memory | None = None
+    calls: list[calls.Calls] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -134,6 +137,7 @@ def as_json(results: Results, targets: Sequence[Target], quick: bool) -> str:
                 for kind, by_target in results.visible.items()
             },
             "memory": asdict(results.memory) if results.memory else None,
+            "calls": [asdict(entry) for entry in results.calls],
             "failures": results.failures,
             "notes": results.notes,
         },
@@ -164,6 +168,10 @@ def run(directory: Path, names: Sequence[str], quick: bool, with_sshfs: bool, pr
                 progress.print("[dim]memory ...[/dim]")
                 guard.arm(memory.LIMIT_S)
                 results.memory = memory.measure(promisefs, quick)
+            if CALLS in names:
+                progress.print("[dim]calls ...[/dim]")
+                guard.arm(MEASUREMENT_LIMIT_S)
+                results.calls = calls.measure(promisefs)
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
@@ -182,6 +190,8 @@ def run(directory: Path, names: Sequence[str], quick: bool, with_sshfs: bool, pr
             console.print(visible_table(results))
         if results.memory:
             console.print(memory.table(results.memory))
+        if results.calls:
+            console.print(calls.table(results.calls))
         for note in results.notes:
             console.print(note)
     for failure in results.failures:
@@ -210,7 +220,8 @@ def main(only: tuple[str, ...], quick: bool, print_json: bool, no_sshfs: bool, d
     Cold, for promisefs and sshfs: through a mount that has not seen the data; the server's page cache is warm. For the
     local directory: the file's pages were dropped with posix_fadvise, names and inodes were not.
 
-    "memory" is measured only if asked for (--only memory): it streams 4 GiB and makes 200,000 files.
+    Two are measured only if asked for: --only memory streams 4 GiB and makes 200,000 files; --only calls
+    counts the upcalls and RPCs of ordinary tools.
 
     Exit status: 0; 1 if something failed or promisefs showed a stale read; 2 usage.
     """
@@ -218,7 +229,7 @@ def main(only: tuple[str, ...], quick: bool, print_json: bool, no_sshfs: bool, d
         signal.signal(number, _interrupt)
     if reason := mounts.why_fuse_is_unusable():
         raise CellError(reason)
-    names = only or tuple(name for name in NAMES if name != MEMORY)
+    names = only or tuple(name for name in NAMES if name not in ON_REQUEST)
     work = Path(tempfile.mkdtemp(prefix="promisefs-bench-", dir=directory)).resolve()
     try:
         status = run(work, names, quick, not no_sshfs, print_json)
