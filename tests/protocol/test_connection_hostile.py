@@ -149,6 +149,8 @@ def test_a_frame_at_the_limit_may_come() -> None:
         b"\x90",
         b"\x94\x02\x01\x05\xc0",
         b"\x94\x03\x01\xc0\xc0",
+        msgpack.packb([0, 1, "CB.Probe", {"a": 1}, None]),
+        msgpack.packb([0, 1, "CB.Probe", msgpack.ExtType(5, b"x"), None]),
     ],
 )
 def test_bodies_that_are_no_frame(body: bytes) -> None:
