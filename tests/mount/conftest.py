@@ -60,7 +60,7 @@ MakeCell = Callable[..., Cell]
 
 
 @dataclass(slots=True)
-class _Site:
+class Site:
     """Where the session's cells live, with the guard over them."""
 
     directory: Path
@@ -87,14 +87,14 @@ def _end(cell: Cell) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Site]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     if reason := mounts.why_fuse_is_unusable():
         pytest.fail(f"tests of real mounts cannot run: {reason}", pytrace=False)
     directory = tmp_path_factory.mktemp("cells").resolve()
     mark = processes.new_mark()
     threads_before = set(threading.enumerate())
     with Guard(directory, mark) as guard:
-        site = _Site(directory, mark, guard)
+        site = Site(directory, mark, guard)
         yield site
         complaints = site.take_down_shared()
     complaints += [f"left behind: process {pid}" for pid in processes.marked(mark)]
@@ -109,17 +109,17 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Site]:
 
 
 @pytest.fixture(autouse=True)
-def _time_limit(_site: _Site, request: pytest.FixtureRequest) -> Iterator[None]:
+def _time_limit(site: Site, request: pytest.FixtureRequest) -> Iterator[None]:
     marker = request.node.get_closest_marker("limit_s")
     limit_s = float(marker.args[0]) if marker else TEST_LIMIT_S
     # The stacks come first: once the connections are aborted they no longer say where it hung.
     faulthandler.dump_traceback_later(limit_s - 1, exit=False)
-    _site.guard.arm(limit_s)
+    site.guard.arm(limit_s)
     yield
     faulthandler.cancel_dump_traceback_later()
-    if _site.guard.disarm():
+    if site.guard.disarm():
         # What the guard did to the shared cell is no complaint of its own.
-        _site.take_down_shared()
+        site.take_down_shared()
         pytest.fail(f"not done after {limit_s:g} s; its mounts were aborted", pytrace=False)
 
 
@@ -128,12 +128,12 @@ def _allowed(request: pytest.FixtureRequest) -> list[str]:
 
 
 @pytest.fixture
-def make_cell(_site: _Site, _time_limit: None, request: pytest.FixtureRequest) -> Iterator[MakeCell]:
+def make_cell(site: Site, _time_limit: None, request: pytest.FixtureRequest) -> Iterator[MakeCell]:
     """Return a function that starts cells, which end with the test."""
     made: list[tuple[Cell, LogWatch]] = []
 
     def make(mounts: int = 2, server_options: Sequence[str] = (), mount_options: str = "") -> Cell:
-        cell = _site.new_cell()
+        cell = site.new_cell()
         cell.directory.mkdir()
         made.append((cell, LogWatch(cell)))
         return cell.up(mounts, server_options=server_options, mount_options=mount_options)
@@ -148,14 +148,14 @@ def make_cell(_site: _Site, _time_limit: None, request: pytest.FixtureRequest) -
 
 
 @pytest.fixture
-def cell(_site: _Site, _time_limit: None, request: pytest.FixtureRequest) -> Iterator[View]:
+def cell(site: Site, _time_limit: None, request: pytest.FixtureRequest) -> Iterator[View]:
     """Return a fresh directory of the session's cell. A cell that did not survive a test is replaced for the next."""
-    if _site.shared and not _site.shared.runs():
-        _site.take_down_shared()
-    if _site.shared is None:
-        new = _site.new_cell()
-        _site.shared = new.up(2)
-    running = _site.shared
+    if site.shared and not site.shared.runs():
+        site.take_down_shared()
+    if site.shared is None:
+        new = site.new_cell()
+        site.shared = new.up(2)
+    running = site.shared
     watch = LogWatch(running)
     name = f"t{os.urandom(4).hex()}"
     a, b = (running.mountpoint(mount) / name for mount in ("m1", "m2"))
@@ -174,4 +174,4 @@ def mmap_program() -> Path:
     return mmap_source.build()
 
 
-__all__ = ["CellError", "MakeCell", "View"]
+__all__ = ["CellError", "MakeCell", "Site", "View"]

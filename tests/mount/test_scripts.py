@@ -19,6 +19,8 @@ from cell_lib.cell import Cell
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from conftest import Site
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 LIMIT_S = 100
 
@@ -26,9 +28,9 @@ LIMIT_S = 100
 class Scripts:
     """Runs scripts with a directory for temporary files and a mark of their own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, mark: str) -> None:
         self.directory = directory
-        self.mark = processes.new_mark()
+        self.mark = mark
         self.environment = {**processes.environment(self.mark), "TMPDIR": str(directory)}
 
     def start(self, name: str, *arguments: str | Path) -> subprocess.Popen[str]:
@@ -57,10 +59,12 @@ class Scripts:
 
 
 @pytest.fixture
-def scripts(_site: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripts]:
-    directory = tmp_path_factory.getbasetemp().resolve() / "cells0" / f"s{os.urandom(4).hex()}"
+def scripts(site: Site) -> Iterator[Scripts]:
+    name = f"s{os.urandom(4).hex()}"
+    directory = site.directory / name
     directory.mkdir()
-    made = Scripts(directory)
+    # Below the session's directory and mark: the guard ends these too.
+    made = Scripts(directory, f"{site.mark}/{name}")
     yield made
     processes.end(made.mark, grace_s=2)
     for mount in mounts.fuse_mounts_below(directory):
