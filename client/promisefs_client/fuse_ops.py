@@ -38,6 +38,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _PERMISSIONS = 0o7777
+BULK_STATUSES = 1000
+"""Entries of a listing whose statuses are asked for together when they are no longer known."""
 
 
 class UpcallCounter:
@@ -365,15 +367,17 @@ class Operations(pyfuse3.Operations):
         if handle.listing is None or start_id == 0:
             handle.listing = [] if directory.deleted else await self._list_with_dots(directory)
         listing = handle.listing
-        position = start_id
-        while position < len(listing):
+        for position in range(start_id, len(listing)):
             name, fid = listing[position]
             vnode = self._table.get(fid)
             if vnode is None:
-                await self._fetch_evicted(listing, position)
+                # Evicted before the kernel asked. An await after entries were put into the reply would let a break
+                # overtake them: so what there is goes out, and the kernel asks again from here.
+                if position > start_id:
+                    return
+                await self._cell.fetch_statuses([fid for _, fid in listing[position : position + BULK_STATUSES]])
                 vnode = self._table.get(fid)
-            position += 1
-            if vnode is not None and not self._report(token, directory, name, vnode, position):
+            if vnode is not None and not self._report(token, directory, name, vnode, position + 1):
                 return
 
     async def _list_with_dots(self, directory: Vnode) -> list[tuple[bytes, Fid]]:
@@ -390,10 +394,6 @@ class Operations(pyfuse3.Operations):
         if name not in (b".", b".."):
             self._table.add_lookup(vnode)
         return True
-
-    async def _fetch_evicted(self, listing: list[tuple[bytes, Fid]], position: int) -> None:
-        """Vnodes of a large listing may have left the table before the kernel asked for them."""
-        await self._cell.fetch_statuses([fid for _, fid in listing[position : position + 1000]])
 
     @_handler
     async def releasedir(self, fh: int) -> None:
