@@ -367,18 +367,21 @@ class Operations(pyfuse3.Operations):
         if handle.listing is None or start_id == 0:
             handle.listing = [] if directory.deleted else await self._list_with_dots(directory)
         listing = handle.listing
+        reported = False
         for position in range(start_id, len(listing)):
             name, fid = listing[position]
             vnode = self._table.get(fid)
             if vnode is None:
                 # Evicted before the kernel asked. An await after entries were put into the reply would let a break
                 # overtake them: so what there is goes out, and the kernel asks again from here.
-                if position > start_id:
+                if reported:
                     return
                 await self._cell.fetch_statuses([fid for _, fid in listing[position : position + BULK_STATUSES]])
                 vnode = self._table.get(fid)
-            if vnode is not None and not self._report(token, directory, name, vnode, position + 1):
-                return
+            if vnode is not None:
+                if not self._report(token, directory, name, vnode, position + 1):
+                    return
+                reported = True
 
     async def _list_with_dots(self, directory: Vnode) -> list[tuple[bytes, Fid]]:
         parent = directory.parent or directory.fid
