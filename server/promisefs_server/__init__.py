@@ -1,0 +1,1 @@
+"""The promisefs file server: store, promises, breaks."""

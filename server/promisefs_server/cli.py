@@ -1,0 +1,174 @@
+"""The command promisefsd."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import ipaddress
+import logging
+import signal
+import socket
+import sqlite3
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import click
+import trio
+
+from .errors import AddressError, StoreError
+from .service import DEFAULT_LEASE_S, Fileserver
+from .store import Store
+
+log = logging.getLogger(__name__)
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 7654
+MIN_LEASE_S, MAX_LEASE_S = 0.5, 3600.0
+SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of promisefsd."""
+
+    OK = 0
+    FAILURE = 1  # anything else, see the message
+    USAGE = 2  # the command line (click's own code)
+    STORE = 3  # the store directory is missing, locked, foreign or damaged
+    ADDRESS = 4  # the address is in use, unknown or refused
+
+
+_EPILOG = "Exit codes: 0 ended by SIGTERM or SIGINT, 1 failure, 2 usage, 3 store, 4 address."
+
+
+@click.group(epilog=_EPILOG)
+@click.version_option(package_name="promisefs", prog_name="promisefsd")
+def main() -> None:
+    """The promisefs file server."""
+
+
+@main.command(epilog=_EPILOG)
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--listen", metavar="HOST:PORT", help=f"Address to serve at.  [default: {DEFAULT_HOST}:{DEFAULT_PORT}]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to serve at; 0 picks a free one.")
+@click.option(
+    "--lease", type=click.FloatRange(MIN_LEASE_S, MAX_LEASE_S), default=DEFAULT_LEASE_S, show_default=True,
+    metavar="SECONDS", help="How long a client that does not answer can hold up a change.",
+)  # fmt: skip
+@click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Log here instead of to stderr.")
+@click.option("--verbose", "-v", is_flag=True, help="Log more.")
+@click.option(
+    "--insecure", is_flag=True, help="Listen on addresses that other machines reach. Nobody is authenticated!"
+)
+def serve(
+    directory: Path, listen: str | None, port: int | None, lease: float, log_file: Path | None, verbose: bool,
+    insecure: bool,
+) -> None:  # fmt: skip
+    """Serve the store in DIR, which is made if it is not there.
+
+    Prints one line when ready, with "listening on HOST:PORT" in it. SIGTERM ends it cleanly.
+
+    \b
+    Examples:
+      promisefsd serve ~/files
+      promisefsd serve /srv/promisefs --port 0
+      promisefsd serve /srv/promisefs --listen [::1]:7000
+    """
+    host, port_number = _address(listen, port)
+    failure: BaseException | None = None
+    try:
+        _start_logging(log_file, verbose)
+        trio.run(_serve, directory, host, port_number, lease, insecure)
+    except* (StoreError, AddressError, OSError, sqlite3.Error) as group:
+        failure = _first(group)
+    if isinstance(failure, StoreError):
+        _fail(ExitCode.STORE, str(failure))
+    if isinstance(failure, AddressError):
+        _fail(ExitCode.ADDRESS, str(failure))
+    if failure is not None:
+        _fail(ExitCode.FAILURE, str(failure))
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _fail(code: ExitCode, message: str) -> None:
+    click.echo(f"promisefsd: {message}", err=True)
+    sys.exit(code)
+
+
+def _address(listen: str | None, port: int | None) -> tuple[str, int]:
+    """Split HOST:PORT, [HOST]:PORT, HOST or :PORT; --port decides over it."""
+    host, port_text = DEFAULT_HOST, ""
+    if listen:
+        if listen.startswith("[") and "]" in listen:
+            host, _, rest = listen[1:].partition("]")
+            if rest and not rest.startswith(":"):
+                raise click.BadParameter(f"{listen!r} is not [HOST]:PORT", param_hint="--listen")
+            port_text = rest[1:]
+        elif listen.count(":") <= 1:
+            name, _, port_text = listen.partition(":")
+            host = name or DEFAULT_HOST
+        else:
+            raise click.BadParameter("write an IPv6 address as [HOST]:PORT", param_hint="--listen")
+    if port_text and not (port_text.isascii() and port_text.isdigit() and int(port_text) <= 65535):
+        raise click.BadParameter(f"{port_text!r} is no port", param_hint="--listen")
+    if port is not None:
+        return host, port
+    return host, int(port_text) if port_text else DEFAULT_PORT
+
+
+def _start_logging(log_file: Path | None, verbose: bool) -> None:
+    handler = logging.StreamHandler() if log_file is None else logging.FileHandler(log_file)
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=[handler],
+    )
+
+
+async def _serve(directory: Path, host: str, port: int, lease_s: float, insecure: bool) -> None:
+    with trio.open_signal_receiver(*SHUTDOWN_SIGNALS) as signals:
+        listeners = await _listen(host, port, insecure)
+        store = Store.open(directory, time.time_ns())
+        server = Fileserver(store, lease_s)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_at_signal, server, signals)
+            async with trio.open_nursery() as running:
+                await running.start(server.run, listeners)
+                bound_host, bound_port = listeners[0].socket.getsockname()[:2]
+                address = f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
+                click.echo(f"promisefsd: serving {directory}, listening on {address}")
+            nursery.cancel_scope.cancel()
+
+
+async def _stop_at_signal(server: Fileserver, signals: AsyncIterator[int]) -> None:
+    async for number in signals:
+        log.info("%s: shutting down", signal.Signals(number).name)
+        server.stop()
+
+
+async def _listen(host: str, port: int, insecure: bool) -> list[trio.SocketListener]:
+    try:
+        addresses = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise AddressError(f"cannot resolve {host!r}: {error.strerror}; give an address of this machine") from None
+    for address in addresses:
+        if not insecure and not ipaddress.ip_address(str(address[4][0]).partition("%")[0]).is_loopback:
+            raise AddressError(
+                f"{host} can be reached by other machines, and anybody there could read and change every file: "
+                "serve at a loopback address, or say --insecure if that is what you want"
+            )
+    if port == 0:
+        # Each address of a name would get another port: one is enough.
+        host = str(addresses[0][4][0])
+    try:
+        return list(await trio.open_tcp_listeners(port, host=host))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressError(f"{host}:{port} is in use: give another port, or --port 0 for a free one") from None
+        raise AddressError(f"cannot listen on {host}:{port}: {error.strerror}") from None

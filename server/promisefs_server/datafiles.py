@@ -1,0 +1,193 @@
+"""Data files: the bytes of regular files, one file each, made at the first store.
+
+A data file may be shorter than its vnode's size (the rest is zeros) or, after a crash, longer (the rest is garbage):
+the size in the database decides. All methods but `allocated_bytes` and `read_cached` may block and are for threads;
+`pin` and `unpin` keep a descriptor open meanwhile and belong to the trio thread.
+
+Files lie at FOLDER/<volume>/<number / 4096>/<number>, in hexadecimal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+from .volumes import VNODE_BITS, VNODE_MASK
+
+MAX_OPEN_FILES = 512
+FOLDER_BITS = 12
+"""A folder holds 2**12 files."""
+
+
+class DataFile:
+    """A descriptor, kept open while `pins` is not 0 and, least recently used last to go, after that."""
+
+    __slots__ = ("descriptor", "discarded", "key", "pins")
+
+    def __init__(self, key: int, descriptor: int) -> None:
+        self.key = key
+        self.descriptor = descriptor
+        self.pins = 0
+        self.discarded = False
+
+    # For threads, while pinned
+
+    def cut(self, size: int) -> None:
+        """Drop bytes from `size` on, if there are any."""
+        if os.fstat(self.descriptor).st_size > size:
+            os.ftruncate(self.descriptor, size)
+
+    def write(self, data: bytes, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.descriptor, view, offset)
+            if written == 0:
+                raise OSError(errno.EIO, "a write that wrote nothing")
+            view, offset = view[written:], offset + written
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` as far as the data file goes; the caller has zeroed it."""
+        while buffer:
+            count = os.preadv(self.descriptor, [buffer], offset)
+            if count == 0:
+                return
+            buffer, offset = buffer[count:], offset + count
+
+    def sync(self) -> None:
+        os.fdatasync(self.descriptor)
+
+    # For the trio thread: never waits for the disk
+
+    def read_cached(self, buffer: memoryview, offset: int) -> int:
+        """Like `read_into`, but only what is in memory. Return how many bytes."""
+        try:
+            return os.preadv(self.descriptor, [buffer], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return 0
+            raise
+
+
+class DataFiles:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: OrderedDict[int, DataFile] = OrderedDict()
+        self.unsynced: set[int] = set()
+        """Written since the server started, and not synced since."""
+        self.unsynced_folders: set[Path] = set()
+        """Have new entries which are not synced."""
+
+    def path(self, key: int) -> Path:
+        number = key & VNODE_MASK
+        return self.folder / f"{key >> VNODE_BITS:x}" / f"{number >> FOLDER_BITS:x}" / f"{number:x}"
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @contextlib.contextmanager
+    def pin(self, key: int, *, create: bool) -> Iterator[DataFile | None]:
+        """Have the data file open within the context; None if there is none and it is not to be made. Raise OSError."""
+        file = self._open.get(key)
+        if file is None:
+            file = self._open_file(key, create)
+            if file is None:
+                yield None
+                return
+            self._open[key] = file
+            self._evict()
+        else:
+            self._open.move_to_end(key)
+        file.pins += 1
+        try:
+            yield file
+        finally:
+            file.pins -= 1
+            if file.discarded and not file.pins:
+                os.close(file.descriptor)
+
+    def _open_file(self, key: int, create: bool) -> DataFile | None:
+        path = self.path(key)
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            return DataFile(key, os.open(path, flags))
+        except FileNotFoundError:
+            if not create:
+                return None
+        if not path.parent.is_dir():
+            for folder in (path.parent.parent, path.parent):
+                if not folder.is_dir():
+                    folder.mkdir(mode=0o700)
+                    self.unsynced_folders.add(folder.parent)
+        descriptor = os.open(path, flags | os.O_CREAT, 0o600)
+        self.unsynced_folders.add(path.parent)
+        return DataFile(key, descriptor)
+
+    def _evict(self) -> None:
+        """Close the least recently used beyond the limit; pinned ones stay, so the limit may be passed for a while."""
+        excess = len(self._open) - MAX_OPEN_FILES
+        if excess <= 0:
+            return
+        for key in [k for k, f in self._open.items() if not f.pins][:excess]:
+            os.close(self._open.pop(key).descriptor)
+
+    def allocated_bytes(self, key: int) -> int:
+        """What the data file takes on disk."""
+        try:
+            file = self._open.get(key)
+            return (os.stat(self.path(key)) if file is None else os.fstat(file.descriptor)).st_blocks * 512
+        except FileNotFoundError:
+            return 0
+
+    def discard(self, key: int) -> None:
+        """The vnode is gone: let go of the descriptor. `delete` then frees the space."""
+        self.unsynced.discard(key)
+        file = self._open.pop(key, None)
+        if file is None:
+            return
+        if file.pins:
+            file.discarded = True
+        else:
+            os.close(file.descriptor)
+
+    def delete(self, key: int) -> None:
+        """Remove the data file if there is one. For threads."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path(key))
+
+    def close(self) -> None:
+        for file in self._open.values():
+            os.close(file.descriptor)
+        self._open.clear()
+
+    def sync_all(self) -> None:
+        """Make durable every byte and name below the folder. For threads; may take long."""
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.syncfs(descriptor) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number), str(self.folder))
+        finally:
+            os.close(descriptor)
+
+    # The sweep after a crash
+
+    def folders(self) -> list[Path]:
+        """Every folder of data files. For threads."""
+        return [inner for outer in self.folder.iterdir() if outer.is_dir() for inner in outer.iterdir()]
+
+    @staticmethod
+    def keys_in(folder: Path) -> list[int]:
+        """The vnodes whose data files are in a folder. For threads. Names that are none of ours are passed over."""
+        keys = []
+        for path in folder.iterdir():
+            try:
+                keys.append(int(folder.parent.name, 16) << VNODE_BITS | int(path.name, 16))
+            except ValueError:
+                continue
+        return keys

@@ -1,0 +1,81 @@
+"""Deleting the data files of vnodes that are gone, in a thread, some time after their rows.
+
+What a crash keeps from being deleted is found by `sweep` at the next start.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import trio
+
+from .store import Store
+
+log = logging.getLogger(__name__)
+
+MAX_PENDING = 10_000
+"""Beyond this, removals wait until some are done."""
+BATCH = 256
+
+
+class Deletions:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: list[int] = []
+        self._wake = trio.Event()
+        self._done = trio.Event()
+
+    def add(self, keys: Iterable[int]) -> None:
+        """These vnodes' rows are gone."""
+        for key in keys:
+            self._store.files.discard(key)
+            self._pending.append(key)
+        if self._pending:
+            self._wake.set()
+
+    async def wait_room(self) -> None:
+        while len(self._pending) >= MAX_PENDING:
+            await self._done.wait()
+
+    async def run(self) -> None:
+        """Delete what is added, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._pending:
+                batch = self._pending[:BATCH]
+                await trio.to_thread.run_sync(self._delete, batch)
+                del self._pending[:BATCH]
+                self._done.set()
+                self._done = trio.Event()
+
+    def finish(self) -> None:
+        """Delete what is left. May block; for the shutdown."""
+        self._delete(self._pending)
+        self._pending.clear()
+
+    def _delete(self, keys: list[int]) -> None:
+        for key in keys:
+            try:
+                self._store.files.delete(key)
+            except OSError as error:
+                log.error("cannot delete %s: %s", self._store.files.path(key), error.strerror)
+
+    async def sweep(self) -> None:
+        """Delete data files that no vnode owns any more. After an unclean start."""
+        files = self._store.files
+        count = 0
+        for folder in await trio.to_thread.run_sync(files.folders):
+            keys = await trio.to_thread.run_sync(files.keys_in, folder)
+            if not keys:
+                continue
+            rows = self._store.database.rows(
+                "SELECT vnode FROM vnodes WHERE vnode BETWEEN ? AND ?", (min(keys), max(keys))
+            )
+            gone = set(keys).difference(key for (key,) in rows)
+            count += len(gone)
+            await self.wait_room()
+            self.add(gone)
+        if count:
+            log.info("deleted %d data files that a crash had left behind", count)

@@ -1,0 +1,62 @@
+"""What all operations share: the server's parts, and statuses with promises."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from promisefs_protocol.ids import PromisedStatus
+from promisefs_protocol.messages import Break, Changed
+from promisefs_protocol.transport import Reply
+
+from .breaker import Breaker, Contact
+from .deletions import Deletions
+from .durability import Durability
+from .store import Store
+from .vnode_locks import VnodeLocks
+from .vnodes import Vnode
+
+Operation = Callable[[Contact, Any, bytes | None], Awaitable[Reply]]
+"""Carries out one call of a host's: (who, request, bulk) to (reply, bulk). Raises Aborted, OSError, sqlite3.Error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What operations work on."""
+
+    store: Store
+    breaker: Breaker
+    durability: Durability
+    deletions: Deletions
+    locks: VnodeLocks
+
+
+class Operations:
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+        self._vnodes = parts.store.vnodes
+        self._database = parts.store.database
+        self._breaker = parts.breaker
+        self._durability = parts.durability
+        self._deletions = parts.deletions
+        self._locks = parts.locks
+
+    def promised(self, contact: Contact, vnode: Vnode) -> PromisedStatus:
+        """What a host may be told of a vnode now, and the promise that goes with it, in one step."""
+        vnode = self._vnodes.shown(vnode)
+        return PromisedStatus(vnode.fid, self._vnodes.status(vnode), self._breaker.grant(contact.host, vnode.key))
+
+    def unpromised(self, vnode: Vnode) -> PromisedStatus:
+        return PromisedStatus(vnode.fid, self._vnodes.status(vnode), 0)
+
+
+def break_of(vnode: Vnode, what: Changed) -> Break:
+    """What others are to be told of a vnode after a change."""
+    return Break(vnode.fid, what, vnode.data_version, vnode.size)
+
+
+def now_ns() -> int:
+    """The time that changes are stamped with: wall clock."""
+    return time.time_ns()

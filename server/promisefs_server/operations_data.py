@@ -1,0 +1,233 @@
+"""Operations on bytes and attributes of one vnode, and on durability.
+
+A store runs shielded from its commit until its breaks are queued: a call that is cancelled meanwhile, because its
+connection ended, has happened, and everyone who has to know is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import stat
+from collections.abc import Callable
+
+import trio
+from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.ids import MAX_FILE_BYTES, Fid
+from promisefs_protocol.messages import (
+    Changed,
+    Empty,
+    RemoveXattr,
+    SetXattr,
+    StatusReply,
+    StoreData,
+    StoreStatus,
+    Sync,
+    XattrFlags,
+)
+from promisefs_protocol.transport import Reply
+
+from .breaker import Contact
+from .datafiles import DataFile
+from .operations import Operation, Operations, Parts, break_of, now_ns
+from .vnodes import Vnode, key_of
+
+log = logging.getLogger(__name__)
+
+WRITE_THREADS = 8
+
+
+class DataOperations(Operations):
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._limiter = trio.CapacityLimiter(WRITE_THREADS)
+
+    def table(self) -> dict[type, Operation]:
+        return {
+            StoreData: self.store_data,
+            StoreStatus: self.store_status,
+            Sync: self.sync,
+            SetXattr: self.set_xattr,
+            RemoveXattr: self.remove_xattr,
+        }
+
+    # Bytes
+
+    def _regular(self, request: StoreData | StoreStatus) -> Vnode:
+        vnode = self._vnodes.get(request.fid)
+        if vnode.is_dir:
+            raise Aborted(AbortCode.ISDIR, f"{request.fid} is a directory")
+        if not vnode.is_file:
+            raise Aborted(AbortCode.INVAL, f"{request.fid} is not a regular file")
+        return vnode
+
+    async def store_data(self, contact: Contact, request: StoreData, bulk: bytes | None) -> Reply:
+        if bulk is None:
+            raise Aborted(AbortCode.BAD_MESSAGE, "StoreData without bytes")
+        if request.offset + len(bulk) > MAX_FILE_BYTES:
+            raise Aborted(AbortCode.FBIG, f"files end at {MAX_FILE_BYTES} bytes")
+        key = key_of(request.fid)
+        async with self._locks.hold(key):
+            vnode = self._regular(request)
+            if not bulk:
+                return StatusReply(self.promised(contact, vnode)), None
+            with trio.CancelScope(shield=True):
+                vnode, failure = await self._store_bytes(vnode, request, bulk)
+            events = self._breaker.begin(contact.host, [break_of(vnode, Changed.STATUS | Changed.DATA)])
+            reply = StatusReply(self.promised(contact, vnode))
+        if request.sync and failure is None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._breaker.settle, events)
+                failure = await self._durability.sync((key,))
+        else:
+            await self._breaker.settle(events)
+        if failure is not None:
+            raise failure
+        return reply, None
+
+    async def _store_bytes(self, vnode: Vnode, request: StoreData, data: bytes) -> tuple[Vnode, OSError | None]:
+        """Commit the new version, write the bytes, publish. Return the row, and what went wrong after the commit."""
+        now = now_ns()
+        with self._store.files.pin(vnode.key, create=True) as file:
+            assert file is not None
+            changed = vnode._replace(
+                size=max(vnode.size, request.offset + len(data)),
+                sparse=int(vnode.sparse or request.offset > vnode.size),
+                data_version=vnode.data_version + 1,
+                mtime_ns=now if request.mtime_ns is None else request.mtime_ns,
+                ctime_ns=vnode.later(now),
+            )
+            with self._database.transaction():
+                self._vnodes.update(changed)
+            self._vnodes.being_stored[vnode.key] = vnode
+            failure = None
+            try:
+                await trio.to_thread.run_sync(_write, file, data, request.offset, vnode.size, limiter=self._limiter)
+            except OSError as error:
+                failure = error
+            finally:
+                del self._vnodes.being_stored[vnode.key]
+                self._store.files.unsynced.add(vnode.key)
+            if failure is not None and changed.size > vnode.size:
+                # Part of the bytes may be there: the new version stays, the size it would have had does not.
+                changed = self._with_size(changed, vnode.size)
+        return changed, failure
+
+    def _with_size(self, vnode: Vnode, size: int) -> Vnode:
+        """Correct the size after a failed write. If even that fails, the file ends in zeros; breaks go out as ever."""
+        corrected = vnode._replace(size=size)
+        try:
+            with self._database.transaction():
+                self._vnodes.update(corrected)
+        except sqlite3.Error as error:
+            log.error("%s: cannot correct its size: %s", vnode.fid, error)
+            return vnode
+        return corrected
+
+    # Attributes
+
+    async def store_status(self, contact: Contact, request: StoreStatus, bulk: bytes | None) -> Reply:
+        key = key_of(request.fid)
+        async with self._locks.hold(key):
+            vnode = self._vnodes.get(request.fid)
+            if request.size is not None:
+                self._regular(request)
+            if all(field is None for field in request[1:]):
+                return StatusReply(self.promised(contact, vnode)), None
+            resized = request.size is not None and request.size != vnode.size
+            if resized:
+                assert request.size is not None
+                with trio.CancelScope(shield=True):
+                    events, reply = await self._resize(contact, vnode, request, request.size)
+            else:
+                events, reply = self._publish(contact, self._with_attributes(vnode, request), Changed.STATUS)
+        await self._breaker.settle(events)
+        return reply, None
+
+    def _with_attributes(self, vnode: Vnode, request: StoreStatus) -> Vnode:
+        now = now_ns()
+        mode = vnode.mode if request.mode is None else stat.S_IFMT(vnode.mode) | request.mode
+        mtime_ns = vnode.mtime_ns if request.size is None else now
+        return vnode._replace(
+            mode=mode,
+            uid=vnode.uid if request.uid is None else request.uid,
+            gid=vnode.gid if request.gid is None else request.gid,
+            atime_ns=vnode.atime_ns if request.atime_ns is None else request.atime_ns,
+            mtime_ns=mtime_ns if request.mtime_ns is None else request.mtime_ns,
+            ctime_ns=vnode.later(now),
+        )
+
+    async def _resize(
+        self, contact: Contact, vnode: Vnode, request: StoreStatus, size: int
+    ) -> tuple[list[trio.Event], StatusReply]:
+        changed = self._with_attributes(vnode, request)._replace(
+            size=size,
+            sparse=int(vnode.sparse or size > vnode.size),
+            data_version=vnode.data_version + 1,
+        )
+        what = Changed.STATUS | Changed.DATA
+        with self._store.files.pin(vnode.key, create=False) as file:
+            if size > vnode.size:
+                if file is not None:
+                    # What lies beyond the old size must not come to light.
+                    await self._cut(file, vnode.size)
+                return self._publish(contact, changed, what)
+            published = self._publish(contact, changed, what)
+            if file is not None:
+                # Only frees space: the size in the database is in force already.
+                try:
+                    await self._cut(file, size)
+                except OSError as error:
+                    log.error("%s: cannot cut its data file: %s", vnode.fid, error)
+                self._store.files.unsynced.add(vnode.key)
+            return published
+
+    async def _cut(self, file: DataFile, size: int) -> None:
+        await trio.to_thread.run_sync(file.cut, size, limiter=self._limiter)
+
+    def _publish(self, contact: Contact, vnode: Vnode, what: Changed) -> tuple[list[trio.Event], StatusReply]:
+        """Commit a row, queue its break, grant the caller's promise: one step."""
+        with self._database.transaction():
+            self._vnodes.update(vnode)
+        events = self._breaker.begin(contact.host, [break_of(vnode, what)])
+        return events, StatusReply(self.promised(contact, vnode))
+
+    # Extended attributes
+
+    async def set_xattr(self, contact: Contact, request: SetXattr, bulk: bytes | None) -> Reply:
+        def apply(vnode: Vnode) -> Vnode:
+            flags = XattrFlags(request.flags)
+            return self._store.xattrs.set(vnode, request.name, bulk or b"", flags, now_ns())
+
+        return await self._change_xattrs(contact, request.fid, apply)
+
+    async def remove_xattr(self, contact: Contact, request: RemoveXattr, bulk: bytes | None) -> Reply:
+        def apply(vnode: Vnode) -> Vnode:
+            return self._store.xattrs.remove(vnode, request.name, now_ns())
+
+        return await self._change_xattrs(contact, request.fid, apply)
+
+    async def _change_xattrs(self, contact: Contact, fid: Fid, apply: Callable[[Vnode], Vnode]) -> Reply:
+        async with self._locks.hold(key_of(fid)):
+            vnode = self._vnodes.get(fid)
+            with self._database.transaction():
+                vnode = apply(vnode)
+            events = self._breaker.begin(contact.host, [break_of(vnode, Changed.STATUS)])
+            reply = StatusReply(self.promised(contact, vnode))
+        await self._breaker.settle(events)
+        return reply, None
+
+    # Durability
+
+    async def sync(self, contact: Contact, request: Sync, bulk: bytes | None) -> Reply:
+        failure = await self._durability.sync([key_of(fid) for fid in request.fids])
+        if failure is not None:
+            raise failure
+        return Empty(), None
+
+
+def _write(file: DataFile, data: bytes, offset: int, old_size: int) -> None:
+    if offset > old_size:
+        # Garbage that a crash may have left between the two must not come to light.
+        file.cut(old_size)
+    file.write(data, offset)

@@ -1,0 +1,102 @@
+-- The store's metadata: one SQLite file, WAL. Bytes of regular files are in data files beside it.
+--
+-- A vnode is known by one 63-bit integer, `volume << 40 | number in the volume`; numbers are never used twice.
+-- Times are nanoseconds since the epoch. Names, targets and values are bytes.
+--
+-- store        one row
+--   uuid             16 bytes, of this server for ever
+--   starts           how often it was started: differs after every start
+--   clean            1 iff it was shut down cleanly and has not been started since
+-- volumes      what is served; nothing in a transaction spans two of them
+--   root             vnode of the root directory
+--   next_vnode       no number from here on has been used
+--   incarnation      +1 at every start that was not preceded by a clean shutdown
+-- vnodes       everything that has a fid
+--   uniquifier       random; makes forged and mistaken fids fail
+--   mode             type and permission bits, as st_mode
+--   nlink            names; for a directory 2 + its subdirectories. 0: an orphan, kept for `orphan_holders`
+--   size             bytes; of a symlink its target's; of a directory always 4096. The data file may be shorter (zeros) or longer (garbage)
+--   sparse           1 once the data file may have a hole
+--   data_version     +1 at each change of the bytes or names
+--   ctime_ns         strictly greater at each change of the row
+--   xattr_count      rows in `xattrs`
+--   parent           of a directory: the directory that it is in (of the root: itself); else 0
+--   target           of a symlink, else NULL
+-- entries      names: which vnode each stands for
+-- xattrs       extended attributes
+-- hosts        clients that may hold promises or have orphans open
+--   host             small number used elsewhere in the store
+--   silent_s         seconds that the server was up and did not hear of it
+-- orphan_holders   which hosts have, or may have, an orphan open
+-- replies      what was answered to each operation on names that its client may still repeat
+--   reply            msgpack, without promises
+
+CREATE TABLE store (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    uuid BLOB NOT NULL,
+    starts INTEGER NOT NULL,
+    clean INTEGER NOT NULL
+);
+
+CREATE TABLE volumes (
+    volume INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    root INTEGER NOT NULL,
+    next_vnode INTEGER NOT NULL,
+    incarnation INTEGER NOT NULL
+);
+
+CREATE TABLE vnodes (
+    vnode INTEGER PRIMARY KEY,
+    uniquifier INTEGER NOT NULL,
+    mode INTEGER NOT NULL,
+    uid INTEGER NOT NULL,
+    gid INTEGER NOT NULL,
+    nlink INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    sparse INTEGER NOT NULL,
+    data_version INTEGER NOT NULL,
+    atime_ns INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,
+    xattr_count INTEGER NOT NULL,
+    parent INTEGER NOT NULL,
+    target BLOB
+);
+CREATE INDEX orphans ON vnodes (vnode) WHERE nlink = 0;
+
+CREATE TABLE entries (
+    directory INTEGER NOT NULL,
+    name BLOB NOT NULL,
+    vnode INTEGER NOT NULL,
+    PRIMARY KEY (directory, name)
+) WITHOUT ROWID;
+
+CREATE TABLE xattrs (
+    vnode INTEGER NOT NULL,
+    name BLOB NOT NULL,
+    value BLOB NOT NULL,
+    PRIMARY KEY (vnode, name)
+);
+
+CREATE TABLE hosts (
+    host INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid BLOB NOT NULL UNIQUE,
+    description TEXT NOT NULL,
+    silent_s INTEGER NOT NULL
+);
+
+CREATE TABLE orphan_holders (
+    vnode INTEGER NOT NULL,
+    host INTEGER NOT NULL,
+    PRIMARY KEY (vnode, host)
+) WITHOUT ROWID;
+CREATE INDEX orphan_holders_by_host ON orphan_holders (host);
+
+CREATE TABLE replies (
+    host INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    method TEXT NOT NULL,
+    reply BLOB NOT NULL,
+    PRIMARY KEY (host, number)
+) WITHOUT ROWID;

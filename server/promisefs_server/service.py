@@ -1,0 +1,296 @@
+"""The file server: brings the parts together, starts them, and ends them in order.
+
+At the start: hosts that the store knows are restored with their promises if the run before ended cleanly and saved
+them; else they are stale, with a lease that begins now, so every mutation waits until they are back or it has ended.
+
+At the end: no new connections, calls that are being served finish (bounded), calls that come are left unanswered, so
+their clients repeat them later; then everything is made durable, promises are saved, the store is marked clean.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sqlite3
+import time
+from collections.abc import Sequence
+
+import trio
+from promisefs_protocol.ids import Fid
+
+from . import callback_state
+from .breaker import Breaker
+from .callback_state import SavedHost, SavedState
+from .deletions import Deletions
+from .durability import Durability
+from .hosts import FORGOTTEN_AFTER_S, MAX_HOSTS, Host, HostTable
+from .operations import Operation, Parts
+from .operations_data import DataOperations
+from .operations_names import NameOperations
+from .operations_read import ReadOperations
+from .promises import MAX_PROMISES, PromiseTable
+from .sessions import Session
+from .store import Store
+from .vnode_locks import VnodeLocks
+from .vnodes import key_of
+
+log = logging.getLogger(__name__)
+
+DEFAULT_LEASE_S = 15.0
+DRAIN_S = 5.0
+"""How long calls that are being served may take at shutdown."""
+MAX_CONNECTIONS = 2 * MAX_HOSTS
+HOUSEKEEPING_S = 600
+
+
+class Fileserver:
+    """One running server. `run` it; then `serve_connection` may be called; `stop` ends it."""
+
+    def __init__(self, store: Store, lease_s: float = DEFAULT_LEASE_S, max_promises: int = MAX_PROMISES) -> None:
+        self.store = store
+        self.lease_s = lease_s
+        self.hosts = HostTable()
+        self.promises = PromiseTable()
+        self.durability = Durability(store.database, store.files)
+        self.deletions = Deletions(store)
+        self.locks = VnodeLocks()
+        self.breaker: Breaker
+        """Present from when `run` has started."""
+        self.operations: dict[type, Operation] = {}
+        self.draining = False
+        self.calls_served = 0
+        """Calls that are being served now."""
+        self._max_promises = max_promises
+        self._stop = trio.Event()
+        self._idle = trio.Event()
+        self._sessions: set[Session] = set()
+        self._connections: trio.Nursery
+
+    # Life
+
+    def stop(self) -> None:
+        """Begin the shutdown; `run` returns when it is done."""
+        self._stop.set()
+
+    async def run(
+        self,
+        listeners: Sequence[trio.SocketListener] = (),
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until `stop`. The store is closed when it returns or raises, marked clean only if all went well."""
+        clean = False
+        try:
+            await self._prepare()
+            async with trio.open_nursery() as background:
+                self.breaker = Breaker(
+                    self.hosts, self.promises, self.store.uuid, self.lease_s, background, self._max_promises
+                )
+                self.breaker.on_not_open = self.not_open
+                self.breaker.orphans_of = self._orphans_of
+                self._restore_hosts()
+                self._make_operations()
+                background.start_soon(self.durability.run)
+                background.start_soon(self.durability.run_checkpoints)
+                background.start_soon(self.deletions.run)
+                background.start_soon(self._keep_house)
+                if not self.store.was_clean:
+                    background.start_soon(self.deletions.sweep)
+                await self._serve(listeners, task_status)
+                background.cancel_scope.cancel()
+            await trio.to_thread.run_sync(self.deletions.finish)
+            clean = await self._settle_on_disk()
+        finally:
+            self.durability.close()
+            self.store.close(clean=clean)
+
+    async def _prepare(self) -> None:
+        """What must be on disk before anything is served."""
+        database = self.store.database
+        with database.transaction():
+            gone = self.store.orphans.purge_unheld()
+        self.deletions.add(gone)
+        if not self.store.was_clean:
+            await trio.to_thread.run_sync(self.store.files.sync_all)
+
+    async def _serve(self, listeners: Sequence[trio.SocketListener], task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as connections:
+            self._connections = connections
+            with trio.CancelScope() as accepting:
+                async with trio.open_nursery() as acceptors:
+                    for listener in listeners:
+                        acceptors.start_soon(
+                            functools.partial(
+                                trio.serve_listeners, self._accepted, [listener], handler_nursery=connections
+                            )
+                        )
+                    task_status.started()
+                    await self._stop.wait()
+                    accepting.cancel()
+            await self._drain()
+            connections.cancel_scope.cancel()
+
+    async def _drain(self) -> None:
+        self.draining = True
+        with trio.move_on_after(DRAIN_S):
+            while self.calls_served:
+                self._idle = trio.Event()
+                await self._idle.wait()
+        if self.calls_served:
+            log.warning("%d calls are cut off by the shutdown", self.calls_served)
+
+    async def _settle_on_disk(self) -> bool:
+        """Make everything durable and save the promises. Return whether the store may be marked clean."""
+        try:
+            await trio.to_thread.run_sync(self.store.files.sync_all)
+            callback_state.save(
+                self.store.folder / callback_state.STATE_NAME,
+                self.store.uuid,
+                self.store.starts,
+                time.time_ns(),
+                self._saved_hosts(),
+            )
+        except OSError as error:
+            log.error("the store is not marked clean: %s", error)
+            return False
+        return not self.durability.failed
+
+    # Connections and calls
+
+    async def _accepted(self, stream: trio.SocketStream) -> None:
+        try:
+            host, port = stream.socket.getpeername()[:2]
+        except OSError:
+            await trio.aclose_forcefully(stream)
+            return
+        await self.serve_connection(stream, f"{host}:{port}")
+
+    async def serve_connection(self, stream: trio.abc.Stream, description: str) -> None:
+        """Serve one connection to its end. Raises nothing but trio.Cancelled."""
+        if len(self._sessions) >= MAX_CONNECTIONS:
+            log.warning("%s: refused: there are %d connections", description, len(self._sessions))
+            await trio.aclose_forcefully(stream)
+            return
+        session = Session(self, stream, description)
+        self._sessions.add(session)
+        try:
+            await session.run()
+        finally:
+            self._sessions.discard(session)
+
+    def call_began(self) -> None:
+        self.calls_served += 1
+
+    def call_ended(self) -> None:
+        self.calls_served -= 1
+        if not self.calls_served:
+            self._idle.set()
+
+    def _make_operations(self) -> None:
+        parts = Parts(self.store, self.breaker, self.durability, self.deletions, self.locks)
+        for operations in (ReadOperations(parts), NameOperations(parts), DataOperations(parts)):
+            self.operations.update(operations.table())
+
+    # Hosts
+
+    def new_host(self, uuid: bytes, description: str) -> Host:
+        """Make a host that was not known, in the store too. Raise sqlite3.Error."""
+        with self.store.database.transaction():
+            number = self.store.hosts.insert(uuid, description)
+        host = Host(number, uuid, description)
+        self.hosts.add(host)
+        return host
+
+    def forget_host(self, host: Host) -> None:
+        """The host is gone for good, and all that was kept for it."""
+        with self.store.database.transaction():
+            gone = self.store.orphans.release_all(host.number)
+            self.store.replies.forget(host.number)
+            self.store.hosts.delete(host.number)
+        self.breaker.forget(host)
+        self.hosts.remove(host)
+        self.deletions.add(gone)
+
+    def not_open(self, host: Host, fids: Sequence[Fid]) -> None:
+        """The host does not have these unlinked files open."""
+        try:
+            with self.store.database.transaction():
+                gone = self.store.orphans.release(host.number, [key_of(fid) for fid in fids])
+        except sqlite3.Error as error:
+            # They stay until the host is forgotten.
+            log.error("%s: cannot release %d unlinked files: %s", host, len(fids), error)
+            return
+        self.deletions.add(gone)
+
+    def _orphans_of(self, host: Host) -> Sequence[Fid]:
+        try:
+            found = [self.store.vnodes.find(key) for key in self.store.orphans.held_by(host.number)]
+        except sqlite3.Error as error:
+            log.error("%s: cannot list its unlinked files: %s", host, error)
+            return ()
+        return [vnode.fid for vnode in found if vnode is not None]
+
+    def _restore_hosts(self) -> None:
+        state = callback_state.take(
+            self.store.folder / callback_state.STATE_NAME, self.store.uuid, self.store.starts - 1, time.time_ns()
+        )
+        if not self.store.was_clean:
+            state = None
+        now_s = trio.current_time()
+        saved = {host.uuid: host for host in state.hosts} if state else {}
+        for record in self.store.hosts.all():
+            host = Host(record.number, record.uuid, record.description, silent_s=record.silent_s)
+            host.lease_end_s = now_s + self.lease_s
+            self.hosts.add(host)
+            there = saved.get(host.uuid)
+            if state is None or there is None or there.stale:
+                host.become_stale()
+            else:
+                host.stale = False
+                self._restore_promises(host, there, state, int(now_s))
+            self.breaker.contact(host)
+        if len(self.hosts):
+            log.info("%d hosts known, %d promises restored", len(self.hosts), len(self.promises))
+
+    def _restore_promises(self, host: Host, saved: SavedHost, state: SavedState, now_s: int) -> None:
+        for key, left_s in saved.promises:
+            if left_s > state.age_s:
+                self.promises.restore(key, host.number, now_s + left_s - state.age_s)
+
+    def _saved_hosts(self) -> list[SavedHost]:
+        now_s = trio.current_time()
+        saved = []
+        for host in self.hosts:
+            unsettled = host.stale or bool(self.breaker.contact(host).batches())
+            promises = [] if unsettled else list(self.promises.remaining(host.number, now_s))
+            saved.append(SavedHost(host.uuid, unsettled, promises))
+        return saved
+
+    async def _keep_house(self) -> None:
+        """Reap promises, and forget hosts that have been silent for too long."""
+        while True:
+            await trio.sleep(HOUSEKEEPING_S)
+            for host in list(self.hosts):
+                await trio.lowlevel.checkpoint()
+                self.promises.reap(host.number, trio.current_time())
+            try:
+                self.note_silence(HOUSEKEEPING_S)
+            except sqlite3.Error as error:
+                log.error("housekeeping: %s", error)
+
+    def note_silence(self, seconds: int) -> None:
+        """So much time has passed: add it to the silence of hosts that are not connected; forget those of too much."""
+        changed = []
+        for host in list(self.hosts):
+            if self.breaker.contact(host).connected:
+                silent_s = 0.0
+            else:
+                silent_s = host.silent_s + seconds
+            if silent_s >= FORGOTTEN_AFTER_S:
+                log.info("%s: silent for a day: forgotten", host)
+                self.forget_host(host)
+            elif silent_s != host.silent_s:
+                host.silent_s = silent_s
+                changed.append((int(silent_s), host.number))
+        if changed:
+            with self.store.database.transaction():
+                self.store.hosts.set_silent(changed)

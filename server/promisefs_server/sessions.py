@@ -1,0 +1,157 @@
+"""One connection of a client: HELLO, then its calls, each checked for where and when it may be made."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import trio
+from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.messages import (
+    METHOD_OF_REQUEST,
+    PROTOCOL_VERSION,
+    Empty,
+    GiveUpAllCallBacks,
+    GiveUpCallBacks,
+    GiveUpOpen,
+    Hello,
+    HelloReply,
+    RenewLease,
+    Role,
+)
+from promisefs_protocol.transport import Peer, Reply
+
+from .breaker import Contact
+from .hosts import MAX_HOSTS
+from .vnodes import key_of
+
+if TYPE_CHECKING:
+    from .service import Fileserver
+
+log = logging.getLogger(__name__)
+
+MAGIC = "promisefs"
+OLDEST_VERSION = 1
+HELLO_TIMEOUT_S = 10.0
+"""A connection that has not introduced itself by then is closed."""
+GATE_TIMEOUT_S = 10.0
+"""How long a call of a stale host waits for its InitCallBackState3."""
+
+_FULL = frozenset({sqlite3.SQLITE_FULL})
+
+
+class Session:
+    def __init__(self, server: Fileserver, stream: trio.abc.Stream, description: str) -> None:
+        self._server = server
+        self._peer = Peer(stream, self._handle, description)
+        self._contact: Contact | None = None
+        self._role = ""
+        self._introduced = trio.Event()
+
+    async def run(self) -> None:
+        """Serve to the end of the connection. Raises nothing but trio.Cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._expect_hello)
+                await self._peer.run()
+                nursery.cancel_scope.cancel()
+        finally:
+            contact = self._contact
+            if contact is not None:
+                if contact.calls is self._peer:
+                    contact.calls = None
+                self._server.breaker.callbacks_lost(contact, self._peer)
+
+    async def _expect_hello(self) -> None:
+        with trio.move_on_after(HELLO_TIMEOUT_S):
+            await self._introduced.wait()
+        if not self._introduced.is_set():
+            log.warning("%s: said no HELLO: closing the connection", self._peer.description)
+            await self._peer.close()
+
+    # Calls
+
+    async def _handle(self, request: Any, bulk: bytes | None) -> Reply:
+        server = self._server
+        if server.draining:
+            await trio.sleep_forever()
+        server.call_began()
+        try:
+            return await self._dispatch(request, bulk)
+        except sqlite3.Error as error:
+            code = AbortCode.NOSPC if getattr(error, "sqlite_errorcode", 0) in _FULL else AbortCode.IO
+            log.error("%s: %s: %r", self._peer.description, type(request).__name__, error)
+            raise Aborted(code, f"the store: {error}") from None
+        finally:
+            server.call_ended()
+
+    async def _dispatch(self, request: Any, bulk: bytes | None) -> Reply:
+        if isinstance(request, Hello):
+            return await self._hello(request), None
+        contact = self._contact
+        if contact is None or self._server.hosts.by_number(contact.host.number) is not contact.host:
+            raise Aborted(AbortCode.NOT_INTRODUCED, "HELLO comes first")
+        contact.host.active_s = received_s = trio.current_time()
+        if self._role == Role.CALLBACKS:
+            if not isinstance(request, RenewLease):
+                raise Aborted(AbortCode.NOT_INTRODUCED, "this is the callbacks connection")
+            await self._server.breaker.renew(contact, received_s)
+            return Empty(), None
+        if contact.host.stale:
+            await self._server.breaker.wait_fresh(contact, GATE_TIMEOUT_S)
+        operation = self._server.operations.get(type(request))
+        if operation is not None:
+            return await operation(contact, request, bulk)
+        return self._give_up(contact, request), None
+
+    def _give_up(self, contact: Contact, request: Any) -> Empty:
+        server = self._server
+        match request:
+            case GiveUpCallBacks(fids=fids):
+                for fid in fids:
+                    server.promises.delete(key_of(fid), contact.host.number)
+            case GiveUpOpen(fids=fids):
+                server.not_open(contact.host, fids)
+            case GiveUpAllCallBacks():
+                log.info("%s: gone", contact.host)
+                server.forget_host(contact.host)
+            case _:
+                name = METHOD_OF_REQUEST[type(request)].name
+                raise Aborted(AbortCode.NOT_INTRODUCED, f"{name} is no call for this connection")
+        return Empty()
+
+    # HELLO
+
+    async def _hello(self, hello: Hello) -> HelloReply:
+        received_s = trio.current_time()
+        if self._contact is not None:
+            raise Aborted(AbortCode.NOT_INTRODUCED, "HELLO was said before")
+        if hello.magic != MAGIC or hello.role not in tuple(Role):
+            raise Aborted(AbortCode.BAD_MESSAGE, "this is a promisefs server")
+        version = min(hello.newest_version, PROTOCOL_VERSION)
+        if version < max(hello.oldest_version, OLDEST_VERSION):
+            raise Aborted(
+                AbortCode.BAD_VERSION,
+                f"this server speaks versions {OLDEST_VERSION} to {PROTOCOL_VERSION},"
+                f" you {hello.oldest_version} to {hello.newest_version}",
+            )
+        server = self._server
+        host = server.hosts.by_uuid(hello.client)
+        if host is None:
+            if len(server.hosts) >= MAX_HOSTS:
+                raise Aborted(AbortCode.TOO_MANY, f"{MAX_HOSTS} hosts are known already")
+            host = server.new_host(hello.client, hello.description)
+        contact = self._contact = server.breaker.contact(host)
+        self._role = hello.role
+        self._introduced.set()
+        host.active_s, host.description = received_s, hello.description
+        if hello.role == Role.CALLBACKS:
+            await server.breaker.callbacks_connected(contact, self._peer, received_s)
+            log.info("%s: connected from %s", host, self._peer.description)
+        else:
+            old, contact.calls = contact.calls, self._peer
+            if old is not None:
+                await old.close()
+        lease_ms = int(server.lease_s * 1000)
+        return HelloReply(version, server.store.uuid, server.store.starts, lease_ms, lease_ms)

@@ -1,0 +1,122 @@
+"""The store: one directory on local disk, opened by one server at a time.
+
+DIR/lock             locked (flock) by the server that uses it
+DIR/store.sqlite     metadata, see schema.sql
+DIR/data/            data files, see datafiles
+DIR/callback-state   promises, between a clean shutdown and the next start
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import uuid
+from pathlib import Path
+
+from .database import DATABASE_NAME, Database
+from .datafiles import DataFiles
+from .directories import Directories
+from .errors import StoreError
+from .host_records import HostRecords
+from .orphans import Orphans
+from .replies import Replies
+from .vnodes import VnodeTable
+from .volumes import VolumeTable, make_root_volume
+from .xattrs import Xattrs
+
+LOCK_NAME = "lock"
+DATA_NAME = "data"
+
+
+class Store:
+    """Everything that lasts. `open` it, `close` it; the parts are its attributes."""
+
+    def __init__(self, folder: Path, lock: int, now_ns: int) -> None:
+        self.folder = folder
+        self._lock = lock
+        self.database = database = Database(folder / DATABASE_NAME)
+        try:
+            self._start(now_ns)
+            self.files = DataFiles(folder / DATA_NAME)
+            self.volumes = VolumeTable(database)
+            self.vnodes = VnodeTable(database, self.volumes, self.files.allocated_bytes)
+            self.directories = Directories(database, self.vnodes)
+            self.xattrs = Xattrs(database, self.vnodes)
+            self.orphans = Orphans(database, self.vnodes)
+            self.hosts = HostRecords(database)
+            self.replies = Replies(database)
+        except BaseException:
+            database.close(clean=False)
+            raise
+
+    def _start(self, now_ns: int) -> None:
+        database = self.database
+        row = database.execute("SELECT uuid, starts, clean FROM store").fetchone()
+        with database.transaction():
+            if row is None:
+                row = (uuid.uuid4().bytes, 0, 1)
+                database.execute("INSERT INTO store VALUES (1, ?, 0, 0)", row[:1])
+                make_root_volume(database, os.getuid(), os.getgid(), now_ns)
+            self.uuid: bytes = row[0]
+            self.starts: int = row[1] + 1
+            self.was_clean = bool(row[2])
+            database.execute("UPDATE store SET starts = ?, clean = 0", (self.starts,))
+            if not self.was_clean:
+                database.execute("UPDATE volumes SET incarnation = incarnation + 1")
+        database.relax()
+
+    @classmethod
+    def open(cls, folder: Path, now_ns: int) -> Store:
+        """Open the store, or make one in an empty or new folder. Raise StoreError."""
+        try:
+            _check_folder(folder)
+            lock = _lock(folder / LOCK_NAME)
+        except OSError as error:
+            raise StoreError(f"cannot use {folder}: {error.strerror}") from None
+        try:
+            (folder / DATA_NAME).mkdir(mode=0o700, exist_ok=True)
+            return cls(folder, lock, now_ns)
+        except OSError as error:
+            os.close(lock)
+            raise StoreError(f"cannot use {folder}: {error.strerror}") from None
+        except sqlite3.Error as error:
+            os.close(lock)
+            raise StoreError(f"{folder / DATABASE_NAME} is damaged: {error}") from None
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def close(self, *, clean: bool) -> None:
+        """Close everything; `clean` promises that all data files are on disk and nothing is going on."""
+        try:
+            self.files.close()
+            self.database.close(clean=clean)
+        finally:
+            os.close(self._lock)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        if not folder.parent.is_dir():
+            raise StoreError(f"cannot make {folder}: its parent directory does not exist; make that first")
+        folder.mkdir(mode=0o700)
+        return
+    if not folder.is_dir():
+        raise StoreError(f"{folder} is not a directory")
+    names = {entry.name for entry in os.scandir(folder)}
+    if DATABASE_NAME not in names and names - {LOCK_NAME, DATA_NAME}:
+        raise StoreError(f"{folder} is not empty and no promisefs store: give an empty or new directory")
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StoreError(f"{path.parent} is in use by another promisefsd: stop that one first") from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
