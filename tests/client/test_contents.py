@@ -210,9 +210,20 @@ def test_a_stored_part_goes_into_a_clean_block_with_zeros_before_it() -> None:
     extent = file.begin_store(STORE_BYTES)
     assert extent
     file.stored(extent, True)
+    file.check_invariants()
     file.advance_version(V2, 7)
     assert file.read(0, 7, 7) == b"abc\0\0xy"
     file.check_invariants()
+
+
+def test_a_store_whose_label_is_gone_makes_nothing_clean() -> None:
+    file = make()
+    file.write(0, b"xyz")
+    extent = file.begin_store(STORE_BYTES)
+    assert extent
+    file.drop_clean()
+    file.stored(extent, True)
+    assert not file.is_dirty and cache_of(file).clean_bytes == 0
 
 
 def test_a_store_that_met_another_version_leaves_clean_blocks_alone() -> None:

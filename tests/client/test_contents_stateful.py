@@ -154,18 +154,19 @@ class Contents(RuleBasedStateMachine):
     def compare(self, offset: int, data: bytes | memoryview, length: int) -> None:
         assert len(data) == length
         self.handed_out = [*self.handed_out[-20:], (data, bytes(data))]
-        overlay: dict[int, int] = {}
-        for store in self.stores:
-            overlay.update(zip(range(store.extent.offset, store.extent.end), store.extent.data, strict=True))
-        overlay.update(self.dirty)
+        expected = self.view(bytes(self.server.data))
+        old = expected if self.before_foreign is None else self.view(self.before_foreign)
         for i, byte in enumerate(data, offset):
-            if i in overlay:
-                assert byte == overlay[i], i
-            else:
-                allowed = [self.server.data[i] if i < len(self.server.data) else 0]
-                if self.before_foreign is not None:
-                    allowed.append(self.before_foreign[i] if i < len(self.before_foreign) else 0)
-                assert byte in allowed, i
+            assert byte in (expected[i], old[i]), i
+
+    def view(self, server: bytes) -> bytearray:
+        """What this mount shows of a file that has these bytes at the server, with zeros after it."""
+        view = bytearray(server.ljust(max(self.size(), len(server)), b"\0"))
+        for store in self.stores:
+            view[store.extent.offset : store.extent.end] = store.extent.data
+        for i, byte in self.dirty.items():
+            view[i] = byte
+        return view
 
     @precondition(lambda self: self.before_foreign is None)
     @rule(size=offsets)
@@ -219,10 +220,14 @@ class Contents(RuleBasedStateMachine):
             assert self.dirty.pop(i) == byte
         self.stores.append(Store(extent))
 
-    @precondition(lambda self: self.before_foreign is None and any(store.before is None for store in self.stores))
+    @precondition(lambda self: self.before_foreign is None and (self.dirty or self.stores))
     @rule(which=st.integers(0, 100))
     def apply_store(self, which: int) -> None:
+        if all(store.before is not None for store in self.stores):
+            self.begin_store(CELL, False)
         waiting = [store for store in self.stores if store.before is None]
+        if not waiting:
+            return
         store = waiting[which % len(waiting)]
         store.before = self.server.version
         self.server.put(store.extent.offset, bytes(store.extent.data))
@@ -254,13 +259,24 @@ class Contents(RuleBasedStateMachine):
         for i, byte in enumerate(store.extent.data, store.extent.offset):
             self.dirty.setdefault(i, byte)
 
+    @precondition(lambda self: self.before_foreign is None)
+    @rule(offset=offsets, length=lengths)
+    def write_and_flush(self, offset: int, length: int) -> None:
+        self.write(offset, length, bytes)
+        while not self.stores and self.dirty:
+            self.begin_store(CELL, False)
+            self.apply_store(0)
+            self.store_reply(0)
+
     # Fetches in flight
 
-    @rule(index=st.integers(0, MAX_SIZE // BLOCK), blocks=st.integers(1, 6))
-    def fetch(self, index: int, blocks: int) -> None:
+    @rule(index=st.integers(0, MAX_SIZE // BLOCK), blocks=st.integers(1, 20), reads=st.booleans())
+    def fetch(self, index: int, blocks: int, reads: bool) -> None:
         self.fetches.append(
             Fetch(self.file.fill_epoch, index, blocks, self.server.version, self.server.told_size),
         )
+        if reads:
+            self.fetch_reads(len(self.fetches) - 1)
 
     @precondition(lambda self: self.fetches)
     @rule(which=st.integers(0, 100))
@@ -328,6 +344,11 @@ class Contents(RuleBasedStateMachine):
         assert self.file.dirty_end == max(
             [i + 1 for i in self.dirty] + [store.extent.end for store in self.stores], default=0
         )
+        if self.file.version is not None:
+            for start in range(0, self.size(), BLOCK):
+                data = self.file.read(start, BLOCK, self.size())
+                if data is not None:
+                    self.compare(start, data, min(BLOCK, self.size() - start))
         for data, then in self.handed_out:
             assert data == then, "bytes that were handed out have changed"
 
