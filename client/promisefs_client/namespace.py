@@ -137,6 +137,8 @@ class Namespace:
         with self._cell.session.operation() as operation:
             vnode = await self._add(directory, name, MakeDir(operation, directory.fid, name, mode, *owner))
         vnode.parent = directory.fid
+        if vnode.status.nlink == 2 and self._cell.valid(vnode) and vnode.names is None:
+            self._table.learn_listing(vnode, vnode.status.version, {})  # nobody can have put anything into it yet
         return vnode
 
     async def symlink(self, directory: Vnode, name: bytes, target: bytes, owner: Owner) -> Vnode:
