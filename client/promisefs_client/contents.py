@@ -10,7 +10,8 @@ clean blocks never loses a write.
 
 A fetch takes time, so its reply says which version it belongs to and is taken in only if that is still the label.
 Who fetches samples `fill_epoch` first, calls `set_version` with the status of the reply, then `fill`. The epoch voids
-fills that were in flight when clean blocks were dropped or cut, whatever they are labelled.
+fills that were in flight when clean blocks were dropped or cut, or a store ended that they may have missed, whatever
+they are labelled.
 
 Invariants:
 I1  Clean blocks exist only while `version` is not None, and all are of that version.
@@ -273,13 +274,16 @@ class FileContents:
         `version_before_ok`: the store changed the version that is the label here, and no other. Then clean blocks
         take its bytes in, and new ones are made where it covers all that the server has of a block; `advance_version`
         is to be called in the same step. If not, the bytes just leave storing: the caller drops the clean blocks
-        (`set_version` or `drop_clean`) in the same step, as they may lack these bytes.
+        (`set_version` or `drop_clean`) in the same step, as they may lack these bytes. Fills in flight may lack them
+        as well, and are void.
         """
         self._storing.remove(extent)
         self._cache.dirty_bytes -= extent.length
         if version_before_ok and self.version is not None:
             self._take_in(extent)
             self.server_size = max(self.server_size, extent.end)
+        else:
+            self.fill_epoch += 1
         self._cache.evict()
 
     def _take_in(self, extent: StoreExtent) -> None:
@@ -299,7 +303,10 @@ class FileContents:
                 self._cache.replace(block, old[: a - start].ljust(a - start, b"\0") + data + old[b - start :])
 
     def store_failed(self, extent: StoreExtent) -> None:
-        """The server may not have the extent: it is dirty again, under what was written meanwhile."""
+        """The server refused the extent or did not answer: it is dirty again, under what was written meanwhile.
+
+        If it did not answer, its bytes and version are not known any more: the caller calls `drop_clean` as well.
+        """
         self._storing.remove(extent)
         before = self._dirty.size_bytes
         self._dirty.write_under(extent.offset, extent.data)

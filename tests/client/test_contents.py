@@ -226,6 +226,18 @@ def test_a_store_whose_label_is_gone_makes_nothing_clean() -> None:
     assert not file.is_dirty and cache_of(file).clean_bytes == 0
 
 
+def test_a_fill_begun_before_a_store_without_a_label_ended_is_ignored() -> None:
+    file = filled(b"abc")
+    file.drop_clean()
+    epoch = file.fill_epoch  # a fetch samples V1 and "abc"; then the store makes V2 of it
+    file.write(0, b"xyz")
+    extent = file.begin_store(STORE_BYTES)
+    assert extent
+    file.stored(extent, False)
+    file.set_version(V1, 3)
+    assert not file.fill(0, b"abc", epoch, V1)
+
+
 def test_a_store_that_met_another_version_leaves_clean_blocks_alone() -> None:
     file = filled(b"abc")
     file.write(0, b"xyz")
