@@ -82,7 +82,6 @@ class Race:
     def finish(self) -> None:
         """End the writer, let the reader catch up, end it."""
         if self.problems:
-            self.end()
             return
         self._writer.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -94,7 +93,6 @@ class Race:
                 break
         # The writer's end showed up as its pipe's: that was no problem.
         self.problems.clear()
-        self.end()
 
     def end(self) -> None:
         for process in self._processes:
@@ -176,6 +174,8 @@ def watch(cell: Cell, race: Race, seconds: float) -> bool:
         try:
             while time.monotonic() < deadline and not race.problems:
                 race.read(min(0.1, max(0.0, deadline - time.monotonic())))
+                if not cell.runs():
+                    race.problems.append("the server or a mount ended before the demo did")
                 sights = race.sights()
                 if live:
                     live.update(picture(cell, sights, began_ns), refresh=True)
@@ -216,15 +216,17 @@ def run(directory: Path, seconds: float, interval_ms: float, keep: bool) -> int:
             race = Race(program, pages[0], pages[1], cell.mark, interval_ms)
             finished = watch(cell, race, seconds)
             _ignore_signals()
+            kept = keep and finished and not race.problems
             race.finish()
-            kept = keep and finished
         finally:
             _ignore_signals()
+            if race and not cell.server_runs():
+                # A writer that waits for it in fsync cannot even be killed before it has its answer.
+                with suppress(CellError):
+                    cell.start_server()
             if race:
                 race.end()
             processes.end(f"{cell.mark}/mmap", grace_s=1)
-            if race and not cell.runs():
-                complaints.append("the server or a mount ended before the demo did")
             if not kept:
                 complaints += cell.down()
     console.print(summary(race.sights()))

@@ -36,9 +36,9 @@ class Reader:
         return [parse_seen(line) for line in self.lines()]
 
     def wait_for(self, byte: int, timeout_s: float = 20) -> None:
-        """Wait until the last byte printed is this one."""
+        """Wait until the last byte printed is this one or a newer one."""
         deadline = time.monotonic() + timeout_s
-        while not (lines := self.lines()) or int(lines[-1].split()[0], 16) != byte:
+        while not (lines := self.lines()) or int(lines[-1].split()[0], 16) < byte:
             assert self._process.poll() is None, f"the reader ended with status {self._process.returncode}"
             assert time.monotonic() < deadline, f"{byte:02x} is not seen after {timeout_s} s; last lines: {lines[-3:]}"
             time.sleep(0.005)
@@ -83,7 +83,8 @@ def test_reader_and_writer_once_a_second(cell: View, mmap_program: Path, tmp_pat
             writer.kill()
             writer.communicate(timeout=TOOL_S)
         followed = [int(line, 16) for line in reader.lines()]
-    assert followed == sorted(followed) and set(followed) == {0, 1, 2, 3}
+    # Neither knows when the other looks: one byte may come twice, another not at all.
+    assert followed == sorted(followed) and {0} < set(followed) <= {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["a to b", "b to a"])
