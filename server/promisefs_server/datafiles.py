@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -118,22 +119,25 @@ class DataFiles:
         except FileNotFoundError:
             if not create:
                 return None
-        if not path.parent.is_dir():
+        flags |= os.O_CREAT
+        try:
+            descriptor = os.open(path, flags, 0o600)
+        except FileNotFoundError:
             for folder in (path.parent.parent, path.parent):
                 if not folder.is_dir():
                     folder.mkdir(mode=0o700)
                     self.unsynced_folders.add(folder.parent)
-        descriptor = os.open(path, flags | os.O_CREAT, 0o600)
+            descriptor = os.open(path, flags, 0o600)
         self.unsynced_folders.add(path.parent)
         return DataFile(key, descriptor)
 
     def _evict(self) -> None:
         """Close the least recently used beyond the limit; pinned ones stay, so the limit may be passed for a while."""
         excess = len(self._open) - MAX_OPEN_FILES
-        if excess <= 0:
-            return
-        for key in [k for k, f in self._open.items() if not f.pins][:excess]:
-            os.close(self._open.pop(key).descriptor)
+        if excess > 0:
+            unpinned = (key for key, file in self._open.items() if not file.pins)
+            for key in list(itertools.islice(unpinned, excess)):
+                os.close(self._open.pop(key).descriptor)
 
     def allocated_bytes(self, key: int) -> int:
         """What the data file takes on disk."""

@@ -1,0 +1,203 @@
+"""A server in the test's own process, and a bare client that shows every message."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+import trio.testing
+from promisefs_protocol.ids import Fid, PromisedStatus
+from promisefs_protocol.messages import (
+    Break,
+    CallBack,
+    CallBackReply,
+    CreateFile,
+    Empty,
+    FetchData,
+    FetchStatus,
+    GetEntryByName,
+    Hello,
+    HelloReply,
+    InitCallBackState3,
+    Link,
+    Lookup,
+    MakeDir,
+    Operation,
+    RemoveDir,
+    RemoveFile,
+    Rename,
+    RenewLease,
+    Role,
+    StoreData,
+    StoreStatus,
+    Symlink,
+)
+from promisefs_protocol.transport import Peer
+from promisefs_server.service import Fileserver
+from promisefs_server.store import Store
+
+Connect = Callable[[], Awaitable[trio.abc.Stream]]
+LEASE_S = 15.0
+
+
+class Client:
+    """One mount as the server sees it: two connections, breaks recorded, acknowledged unless told otherwise."""
+
+    def __init__(self, connect: Connect, nursery: trio.Nursery, uuid: bytes | None = None) -> None:
+        self._connect = connect
+        self._nursery = nursery
+        self.uuid = uuid or os.urandom(16)
+        self.numbers = itertools.count(1)
+        self.breaks: list[Break] = []
+        self.inits = 0
+        self.open_fids: set[Fid] = set()
+        self.acknowledge = trio.Event()
+        """Breaks are acknowledged only when it is set."""
+        self.acknowledge.set()
+        self.acknowledge_init = trio.Event()
+        self.acknowledge_init.set()
+        self.root: Fid
+        self.calls: Peer
+        self.callbacks: Peer
+        self.hello: HelloReply
+
+    async def open_peer(self, handler: Any = None) -> Peer:
+        async def refuse(request: Any, bulk: bytes | None) -> Any:
+            raise AssertionError(request)
+
+        peer = Peer(await self._connect(), handler or refuse, "server")
+        self._nursery.start_soon(peer.run)
+        return peer
+
+    def hello_as(self, role: str) -> Hello:
+        return Hello("promisefs", 1, 1, self.uuid, role, "test")
+
+    async def connect_callbacks(self) -> None:
+        self.callbacks = await self.open_peer(self._handle)
+        self.hello = (await self.callbacks.call(self.hello_as(Role.CALLBACKS)))[0]
+
+    async def connect_calls(self) -> None:
+        self.calls = await self.open_peer()
+        await self.calls.call(self.hello_as(Role.CALLS))
+
+    async def connect(self) -> Client:
+        await self.connect_callbacks()
+        await self.connect_calls()
+        self.root = (await self.call(GetEntryByName("root"))).root
+        return self
+
+    async def _handle(self, request: Any, bulk: bytes | None) -> Any:
+        if isinstance(request, CallBack):
+            self.breaks += request.breaks
+            await self.acknowledge.wait()
+            return CallBackReply(tuple(b.fid for b in request.breaks if b.fid in self.open_fids)), None
+        assert isinstance(request, InitCallBackState3), request
+        self.inits += 1
+        await self.acknowledge_init.wait()
+        return Empty(), None
+
+    async def call(self, request: Any, bulk: bytes | None = None) -> Any:
+        return (await self.calls.call(request, bulk))[0]
+
+    async def renew(self) -> None:
+        await self.callbacks.call(RenewLease())
+
+    def broken(self) -> set[Fid]:
+        return {b.fid for b in self.breaks}
+
+    def op(self, *, repeated: bool = False) -> Operation:
+        return Operation(next(self.numbers), 0, repeated)
+
+    # Short forms of calls
+
+    async def create(self, name: bytes, directory: Fid | None = None, mode: int = 0o100644) -> PromisedStatus:
+        return (await self.call(CreateFile(self.op(), directory or self.root, name, mode, 1000, 1000))).entry
+
+    async def mkdir(self, name: bytes, directory: Fid | None = None, mode: int = 0o755) -> PromisedStatus:
+        return (await self.call(MakeDir(self.op(), directory or self.root, name, mode, 1000, 1000))).entry
+
+    async def symlink(self, name: bytes, target: bytes) -> PromisedStatus:
+        return (await self.call(Symlink(self.op(), self.root, name, target, 1000, 1000))).entry
+
+    async def link(self, fid: Fid, name: bytes, directory: Fid | None = None) -> Any:
+        return await self.call(Link(self.op(), fid, directory or self.root, name))
+
+    async def unlink(self, name: bytes, directory: Fid | None = None, keep_open: bool = False) -> Any:
+        return await self.call(RemoveFile(self.op(), directory or self.root, name, keep_open))
+
+    async def rmdir(self, name: bytes, directory: Fid | None = None) -> Any:
+        return await self.call(RemoveDir(self.op(), directory or self.root, name))
+
+    async def rename(
+        self, old: tuple[Fid, bytes], new: tuple[Fid, bytes], flags: int = 0, keep_open: bool = False
+    ) -> Any:
+        return await self.call(Rename(self.op(), *old, *new, flags, keep_open))
+
+    async def lookup(self, name: bytes, directory: Fid | None = None) -> PromisedStatus | None:
+        return (await self.call(Lookup(directory or self.root, name))).entry
+
+    async def stat(self, fid: Fid) -> PromisedStatus:
+        return (await self.call(FetchStatus(fid))).entry
+
+    async def store(self, fid: Fid, data: bytes, offset: int = 0, sync: bool = False) -> PromisedStatus:
+        return (await self.call(StoreData(fid, offset, None, sync), data)).entry
+
+    async def fetch(self, fid: Fid, offset: int = 0, length: int = 1 << 20) -> bytes:
+        _, data = await self.calls.call(FetchData(fid, offset, length))
+        assert data is not None
+        return data
+
+    async def truncate(self, fid: Fid, size: int) -> PromisedStatus:
+        return (await self.call(StoreStatus(fid, None, None, None, size, None, None))).entry
+
+    async def chmod(self, fid: Fid, mode: int) -> PromisedStatus:
+        return (await self.call(StoreStatus(fid, mode, None, None, None, None, None))).entry
+
+
+class Cell:
+    """A running server and its clients."""
+
+    def __init__(self, folder: Path, nursery: trio.Nursery, lease_s: float, max_promises: int) -> None:
+        self.nursery = nursery
+        self.server = Fileserver(Store.open(folder, time.time_ns()), lease_s, max_promises)
+        self.ended = trio.Event()
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        await self.server.run((), task_status)
+        self.ended.set()
+
+    async def stream(self) -> trio.abc.Stream:
+        ours, theirs = trio.testing.memory_stream_pair()
+        self.nursery.start_soon(self.server.serve_connection, theirs, "memory")
+        return ours
+
+    def client(self, uuid: bytes | None = None) -> Client:
+        return Client(self.stream, self.nursery, uuid)
+
+    async def connected(self, uuid: bytes | None = None) -> Client:
+        return await self.client(uuid).connect()
+
+    async def shut_down(self) -> None:
+        self.server.stop()
+        await self.ended.wait()
+
+
+@asynccontextmanager
+async def running_cell(
+    folder: Path, *, lease_s: float = LEASE_S, clean: bool = True, max_promises: int = 1_000_000
+) -> AsyncIterator[Cell]:
+    """Serve the store in `folder` within the context; end it cleanly, or as a crash would leave it."""
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            cell = Cell(folder, nursery, lease_s, max_promises)
+            await nursery.start(cell.run)
+            yield cell
+            if clean:
+                await cell.shut_down()
+            nursery.cancel_scope.cancel()

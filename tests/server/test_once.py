@@ -1,0 +1,82 @@
+"""Operations on names happen exactly once, however often the call is repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.messages import CreateFile, MakeDir, Operation, RemoveFile
+from server_cell import Cell, running_cell
+
+
+async def test_a_repetition_gets_the_first_reply_without_promises(cell: Cell) -> None:
+    a = await cell.connected()
+    request = CreateFile(Operation(1, 0, False), a.root, b"f", 0o644, 0, 0)
+    first = await a.call(request)
+    again = await a.call(request._replace(operation=Operation(1, 0, True)))
+    assert again.entry.fid == first.entry.fid and again.entry.status == first.entry.status
+    assert first.entry.promise_s > 0 and again.entry.promise_s == 0
+
+
+async def test_a_repeated_removal_does_not_remove_its_successor(cell: Cell) -> None:
+    a = await cell.connected()
+    b = await cell.connected()
+    await a.create(b"f")
+    remove = RemoveFile(Operation(100, 0, False), a.root, b"f", False)
+    await a.call(remove)
+    successor = await b.create(b"f")
+    await a.call(remove._replace(operation=Operation(100, 0, True)))
+    found = await a.lookup(b"f")
+    assert found is not None and found.fid == successor.fid
+
+
+async def test_a_repetition_of_what_never_arrived_is_carried_out(cell: Cell) -> None:
+    a = await cell.connected()
+    await a.call(CreateFile(Operation(7, 0, True), a.root, b"f", 0o644, 0, 0))
+    assert await a.lookup(b"f") is not None
+
+
+async def test_a_number_belongs_to_one_operation(cell: Cell) -> None:
+    a = await cell.connected()
+    await a.call(CreateFile(Operation(1, 0, False), a.root, b"f", 0o644, 0, 0))
+    with pytest.raises(Aborted) as refusal:
+        await a.call(MakeDir(Operation(1, 0, True), a.root, b"d", 0o755, 0, 0))
+    assert refusal.value.code == AbortCode.INVAL
+    with pytest.raises(Aborted):
+        await a.call(MakeDir(Operation(1, 0, False), a.root, b"d", 0o755, 0, 0))
+    assert await a.lookup(b"d") is None
+    # Another client's numbers are its own.
+    b = await cell.connected()
+    await b.call(MakeDir(Operation(1, 0, False), b.root, b"d", 0o755, 0, 0))
+
+
+async def test_replies_survive_a_crash_and_go_when_done_with(folder: Path) -> None:
+    async with running_cell(folder, clean=False) as cell:
+        a = await cell.connected()
+        first = await a.call(CreateFile(Operation(1, 0, False), a.root, b"f", 0o644, 0, 0))
+        uuid = a.uuid
+    async with running_cell(folder) as cell:
+        a = await cell.connected(uuid)
+        again = await a.call(CreateFile(Operation(1, 0, True), a.root, b"f", 0o644, 0, 0))
+        assert again.entry.fid == first.entry.fid
+        await a.call(CreateFile(Operation(200, 200, False), a.root, b"g", 0o644, 0, 0))
+        kept = cell.server.store.database.rows("SELECT number FROM replies")
+        assert kept == [(200,)]
+
+
+async def test_a_repetition_waits_for_the_breaks_of_the_first_time(cell: Cell) -> None:
+    a = await cell.connected()
+    b = await cell.connected()
+    await b.stat(b.root)
+    b.acknowledge = trio.Event()
+    request = CreateFile(Operation(1, 0, False), a.root, b"f", 0o644, 0, 0)
+    with trio.move_on_after(0.1) as impatient:
+        await a.call(request)
+    assert impatient.cancelled_caught
+    with trio.move_on_after(0.1) as impatient:
+        await a.call(request._replace(operation=Operation(1, 0, True)))
+    assert impatient.cancelled_caught, "the reply came before the break was acknowledged"
+    b.acknowledge.set()
+    await a.call(request._replace(operation=Operation(1, 0, True)))
