@@ -274,26 +274,25 @@ class FileContents:
         `version_before_ok`: the store changed the version that is the label here, and no other. Then clean blocks
         take its bytes in, and new ones are made where it covers all that the server has of a block; `advance_version`
         is to be called in the same step. If not, the bytes just leave storing: the caller drops the clean blocks
-        (`set_version` or `drop_clean`) in the same step, as they may lack these bytes. Fills in flight may lack them
-        as well, and are void.
+        (`set_version` or `drop_clean`) in the same step, as they may lack these bytes. Where no clean block
+        has the bytes now, fills in flight might bring one without them, and are void.
         """
         self._storing.remove(extent)
         self._cache.dirty_bytes -= extent.length
-        if version_before_ok and self.version is not None:
-            self._take_in(extent)
-            self.server_size = max(self.server_size, extent.end)
-        else:
+        if not (version_before_ok and self.version is not None and self._take_in(extent)):
             self.fill_epoch += 1
         self._cache.evict()
 
-    def _take_in(self, extent: StoreExtent) -> None:
-        """Move stored bytes into clean blocks."""
+    def _take_in(self, extent: StoreExtent) -> bool:
+        """Move stored bytes into clean blocks; return whether all of them found one."""
+        complete = True
         for index in range(extent.offset // BLOCK_BYTES, (extent.end - 1) // BLOCK_BYTES + 1):
             start = index * BLOCK_BYTES
             a, b = max(extent.offset, start), min(extent.end, start + BLOCK_BYTES)
             block = self._clean.get(index)
             covers = a == start and b >= min(start + BLOCK_BYTES, self.server_size)
             if block is None and not covers:
+                complete = False
                 continue
             data = _piece(extent.data, a - extent.offset, b - extent.offset)
             if block is None:
@@ -301,6 +300,8 @@ class FileContents:
             else:
                 old = block.data
                 self._cache.replace(block, old[: a - start].ljust(a - start, b"\0") + data + old[b - start :])
+        self.server_size = max(self.server_size, extent.end)
+        return complete
 
     def store_failed(self, extent: StoreExtent) -> None:
         """The server refused the extent or did not answer: it is dirty again, under what was written meanwhile.

@@ -238,6 +238,21 @@ def test_a_fill_begun_before_a_store_without_a_label_ended_is_ignored() -> None:
     assert not file.fill(0, b"abc", epoch, V1)
 
 
+def test_a_fill_that_missed_stored_bytes_is_ignored_though_its_label_is_still_ours() -> None:
+    file = make(3)
+    epoch = file.fill_epoch  # a fetch samples V1 and "abc"; two stores follow, and the second is answered first
+    file.write(0, b"x")
+    first = file.begin_store(STORE_BYTES)
+    file.write(2, b"z")
+    second = file.begin_store(STORE_BYTES)
+    assert first and second
+    file.stored(second, True)
+    assert not file.fill(0, b"abc", epoch, V1)
+    file.stored(first, True)
+    file.advance_version(V3, 3)
+    assert file.read(0, 3, 3) is None
+
+
 def test_a_store_that_met_another_version_leaves_clean_blocks_alone() -> None:
     file = filled(b"abc")
     file.write(0, b"xyz")
