@@ -215,6 +215,11 @@ class FileContents:
         return self._dirty.size_bytes
 
     @property
+    def is_storing(self) -> bool:
+        """Whether a store carries some of the bytes at this moment."""
+        return self._storing.size_bytes > 0
+
+    @property
     def is_dirty(self) -> bool:
         """Whether the server lacks something, or has not yet said that it has it."""
         return self._dirty.size_bytes > 0 or self._storing.size_bytes > 0

@@ -304,16 +304,18 @@ class FileStore:
 
     async def _store_extent(self, vnode: Vnode, contents: FileContents, extent: StoreExtent, sync: bool) -> None:
         cell = self._cell
-        done = False
+        request = StoreData(vnode.fid, extent.offset, vnode.pending_mtime_ns, sync)
         try:
-            request = StoreData(vnode.fid, extent.offset, vnode.pending_mtime_ns, sync)
             async with cell.ask(request, extent.data) as answer:
                 contents.stored(extent, True)
-                done = True
                 cell.table.install_own_data(answer.reply.entry, answer.mark)
-        finally:
-            if not done:
-                contents.store_failed(extent)
+        except Aborted:
+            contents.store_failed(extent)
+            raise
+        except BaseException:
+            contents.store_failed(extent)
+            contents.drop_clean()  # the server may have it all the same
+            raise
         cell.drop_stale_later()
 
     async def truncate(self, vnode: Vnode, change: StoreStatus) -> None:

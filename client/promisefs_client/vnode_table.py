@@ -125,7 +125,7 @@ class VnodeTable:
             self._set_promise(vnode, entry, mark)
             return vnode
         if self._is_newer(vnode.status, entry.status):
-            self._apply(vnode, entry.status)
+            self._apply(vnode, entry.status, promised=min(vnode.promise_until, self.lease_until) > mark.sent_at)
             self._set_promise(vnode, entry, mark)
         return vnode
 
@@ -140,7 +140,7 @@ class VnodeTable:
     def stores_done(self, vnode: Vnode) -> None:
         """No own store is in flight any more: a version still ahead of the label means that another's came between."""
         contents = vnode.contents
-        if vnode.own_versions and contents is not None:
+        if contents is not None and (vnode.own_versions or contents.version not in (None, vnode.status.version)):
             vnode.own_versions.clear()
             if contents.set_version(vnode.status.version, vnode.status.size) and vnode.kernel_pages:
                 self.found_stale.append(KernelWork(vnode.ino, True, False, 0))
@@ -157,19 +157,23 @@ class VnodeTable:
             label += 1
             ahead.discard(label)
         if label != contents.version[1]:
-            contents.advance_version((incarnation, label), status.size)
+            # The replies come in any order, so the size may be known better than from this one.
+            size = status.size if self._is_newer(vnode.status, status) else vnode.status.size
+            contents.advance_version((incarnation, label), size)
 
     @staticmethod
     def _is_newer(known: Status, new: Status) -> bool:
         return new.incarnation != known.incarnation or new.ctime_ns >= known.ctime_ns
 
-    def _apply(self, vnode: Vnode, status: Status) -> None:
+    def _apply(self, vnode: Vnode, status: Status, promised: bool) -> None:
+        """Take a newer status. `promised`: no break came since the last one, so no change can be another client's."""
         vnode.status = status
         if status.nlink == 0:
             vnode.deleted = True
         contents = vnode.contents
-        # Versions of own stores that are ahead are settled in `stores_done`.
-        if contents is not None and not vnode.own_versions:
+        # A version that our own stores in flight made, or whose replies are ahead, is settled in `stores_done`.
+        own = contents is not None and (vnode.own_versions or (promised and contents.is_storing))
+        if contents is not None and not own:
             had_label = contents.version is not None
             if contents.set_version(status.version, status.size) and had_label and vnode.kernel_pages:
                 self.found_stale.append(KernelWork(vnode.ino, True, False, 0))
