@@ -25,6 +25,8 @@ from rich.table import Table
 
 MEASUREMENT_LIMIT_S = 300.0
 """For one measurement of one target; then its mounts are aborted."""
+FILE_COLUMNS = 120
+"""Width of the tables if they do not go to a terminal."""
 VISIBLE = tuple(f"visible-{kind}" for kind in visible.KINDS)
 MEMORY = "memory"
 CALLS = "calls"
@@ -183,7 +185,7 @@ def run(directory: Path, names: Sequence[str], quick: bool, with_sshfs: bool, pr
     if print_json:
         print(as_json(results, targets, quick))
     else:
-        console = Console(highlight=False)
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_COLUMNS)
         if results.rates:
             console.print(rate_table(results, targets))
         if results.visible:
