@@ -153,8 +153,9 @@ class Breaker:
     def may_have_open(self, fid: Fid, caller: Host) -> set[int]:
         """The hosts, by number, other than the caller, that may have a file open: with a promise, or past knowing."""
         now_s = trio.current_time()
-        numbers = set(self.promises.holders(key_of(fid), now_s))
-        numbers.update(host.number for host in self.hosts.may_have_open(now_s))
+        key = key_of(fid)
+        numbers = set(self.promises.holders(key, now_s))
+        numbers.update(host.number for host in self.hosts.may_have_open(key, now_s))
         numbers.update(contact.host.number for contact in self._contacts.values() if contact.has_outstanding(fid))
         numbers.discard(caller.number)
         return numbers
@@ -171,12 +172,16 @@ class Breaker:
                 if contact.has_outstanding(item.fid):
                     targets[contact.host.number] = contact
             if item.changed & Changed.DELETED:
-                for host in self.hosts.may_have_open(now_s):
+                for host in self.hosts.may_have_open(key, now_s):
                     targets[host.number] = self.contact(host)
             if caller is not None:
                 targets.pop(caller.number, None)
             for contact in targets.values():
                 self.promises.delete(key, contact.host.number)
+                if item.changed & Changed.DELETED:
+                    contact.host.asked(key)
+                else:
+                    contact.host.promise_broken(key, now_s)
                 if not contact.host.stale:
                     events.append(self._queue(contact, item))
         for contact in self._contacts.values():
@@ -260,9 +265,8 @@ class Breaker:
         host = contact.host
         if host.stale:
             return
-        host.become_stale()
+        host.become_stale(self.promises.delete_host(host.number))
         contact.fresh = trio.Event()
-        self.promises.delete_host(host.number)
         lost = contact.batches()
         contact.waiting.clear()
         contact.in_flight.clear()
@@ -308,7 +312,7 @@ class Breaker:
 
     def _initialised(self, contact: Contact, sent_s: float) -> None:
         host = contact.host
-        host.initialised(trio.current_time(), self.lease_s)
+        host.initialised(trio.current_time())
         # Whatever the client counts its lease from, a HELLO or a renewal, it sent before.
         host.renew(sent_s, self.lease_s)
         contact.fresh.set()

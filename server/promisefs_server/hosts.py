@@ -1,5 +1,9 @@
 """Hosts: the server's view of its clients, their leases, and whether they may still rely on old promises. No I/O.
 
+What may be open where. Clients keep a promise on each file that they have open, so who has a promise is asked when the
+file loses its last name. A client whose promise ended takes a new one within RECALL_S; until then `may_have_open`
+remembers for it: what was broken lately, and what it held when it became stale.
+
 Invariants
 I1  A stale host holds no promises in the promise table and is granted none. It stops being stale only by
     acknowledging InitCallBackState3.
@@ -13,11 +17,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 FORGOTTEN_AFTER_S = 24 * 3600
 """A host not heard of for so long, while the server was up, is forgotten with all that is kept for it."""
 MAX_HOSTS = 4096
+RECALL_S = 120.0
+"""Clients look after the promises on their open files more often than this."""
+MAX_RECALLED = 100_000
+"""Broken promises remembered of one host. Beyond it the oldest are forgotten: if such a file is open there, and loses
+its last name before the client has taken a new promise, its handles go stale."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,9 +41,14 @@ class Host:
     """When it last called."""
     silent_s: float = 0.0
     """For how long it was not connected while the server was up."""
-    may_have_open_until_s: float = -math.inf
-    """Until then it may have files open without having told us again by taking a promise: ask it about every
-    file that goes. Infinite while it is stale and was not new; a lease longer after InitCallBackState3."""
+    past_promises: set[int] = field(default_factory=set)
+    """Vnode keys that it had promises on when it became stale, or not long before."""
+    past_unknown: bool = False
+    """Its past promises were lost in a crash of the server: anything may be open there."""
+    past_until_s: float = math.inf
+    """When these two cease to matter: RECALL_S after InitCallBackState3."""
+    broken: dict[int, float] = field(default_factory=dict)
+    """Vnode keys whose promise was broken, oldest first, and until when to remember that."""
 
     def __str__(self) -> str:
         return f"{self.description or '?'} ({self.uuid.hex()[:8]})"
@@ -42,15 +56,35 @@ class Host:
     def in_doubt(self, now_s: float) -> bool:
         return self.stale and self.lease_end_s > now_s
 
-    def become_stale(self) -> None:
+    def become_stale(self, held: Iterable[int]) -> None:
+        """It loses its promises; `held` are their vnode keys."""
         self.stale = True
-        self.may_have_open_until_s = math.inf
+        self.past_promises.update(held, self.broken)
+        self.past_until_s = math.inf
 
-    def initialised(self, now_s: float, lease_s: float) -> None:
+    def initialised(self, now_s: float) -> None:
         """It acknowledged InitCallBackState3."""
         self.stale = False
-        if self.may_have_open_until_s == math.inf:
-            self.may_have_open_until_s = now_s + lease_s
+        self.past_until_s = now_s + RECALL_S
+
+    def promise_broken(self, key: int, now_s: float) -> None:
+        broken = self.broken
+        broken.pop(key, None)
+        broken[key] = now_s + RECALL_S
+        while len(broken) > MAX_RECALLED or broken[next(iter(broken))] <= now_s:
+            del broken[next(iter(broken))]
+
+    def may_have_open(self, key: int, now_s: float) -> bool:
+        """Whether it may have this file open though it has no promise on it."""
+        if now_s >= self.past_until_s:
+            self.past_promises.clear()
+            self.past_unknown = False
+        return self.past_unknown or key in self.past_promises or self.broken.get(key, -math.inf) > now_s
+
+    def asked(self, key: int) -> None:
+        """It is being asked whether it has this file open; the store remembers until it answers."""
+        self.broken.pop(key, None)
+        self.past_promises.discard(key)
 
     def renew(self, received_s: float, lease_s: float) -> None:
         assert not self.stale
@@ -83,6 +117,6 @@ class HostTable:
     def by_number(self, number: int) -> Host | None:
         return self._by_number.get(number)
 
-    def may_have_open(self, now_s: float) -> Iterable[Host]:
-        """The hosts to be asked about any file that loses its last name, promise or not."""
-        return [host for host in self._by_number.values() if host.may_have_open_until_s > now_s]
+    def may_have_open(self, key: int, now_s: float) -> list[Host]:
+        """The hosts to be asked when this file loses its last name, though they hold no promise on it."""
+        return [host for host in self._by_number.values() if host.may_have_open(key, now_s)]

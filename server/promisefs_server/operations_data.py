@@ -183,7 +183,7 @@ class DataOperations(Operations):
     ) -> tuple[list[trio.Event], StatusReply]:
         changed = self._with_attributes(vnode, request)._replace(
             size=size,
-            sparse=int(vnode.sparse or size > vnode.size),
+            sparse=int(size > 0 and (vnode.sparse or size > vnode.size)),
             data_version=vnode.data_version + 1,
         )
         what = Changed.STATUS | Changed.DATA
@@ -193,7 +193,7 @@ class DataOperations(Operations):
                     # What lies beyond the old size must not come to light.
                     await self._cut(file, vnode.size)
                 return self._publish(contact, changed, what)
-            published = self._publish(contact, changed, what)
+            events, reply = self._publish(contact, changed, what)
             if file is not None:
                 # Only frees space: the size in the database is in force already.
                 try:
@@ -201,7 +201,7 @@ class DataOperations(Operations):
                 except OSError as error:
                     log.error("%s: cannot cut its data file: %s", vnode.fid, error)
                 self._store.files.unsynced.add(vnode.key)
-            return published
+            return events, reply
 
     async def _cut(self, file: DataFile, size: int) -> None:
         await trio.to_thread.run_sync(file.cut, size, limiter=self._limiter)

@@ -88,11 +88,13 @@ class PromiseTable:
         self._count -= 1
         self._drop_holder(key, host)
 
-    def delete_host(self, host: int) -> None:
-        """Delete all that a host holds; it must be told InitCallBackState3 (I2)."""
-        for key in self._expiry.pop(host, {}):
+    def delete_host(self, host: int) -> list[int]:
+        """Delete all that a host holds, and return the keys; it must be told InitCallBackState3 (I2)."""
+        keys = list(self._expiry.pop(host, ()))
+        for key in keys:
             self._count -= 1
             self._drop_holder(key, host)
+        return keys
 
     def _drop_holder(self, key: int, host: int) -> None:
         holders = self._holders[key]

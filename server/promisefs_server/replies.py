@@ -5,6 +5,7 @@ Saved in the transaction of the operation itself, so either both happened or nei
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
 import msgpack
@@ -44,10 +45,12 @@ class Replies:
             raise Aborted(AbortCode.IO, f"the saved reply of operation {operation.number}: {error}") from None
 
     def save(self, host: int, operation: Operation, method: Method, reply: Any) -> None:
-        """Within the operation's transaction. Raise sqlite3.IntegrityError if the number was used before."""
-        self._database.execute(
-            "INSERT INTO replies VALUES (?, ?, ?, ?)", (host, operation.number, method.name, msgpack.packb(reply))
-        )
+        """Within the operation's transaction. Abort INVAL if the number was used before."""
+        row = (host, operation.number, method.name, msgpack.packb(reply))
+        try:
+            self._database.execute("INSERT INTO replies VALUES (?, ?, ?, ?)", row)
+        except sqlite3.IntegrityError:
+            raise Aborted(AbortCode.INVAL, f"operation {operation.number} has happened before") from None
         done_below = min(operation.done_below, MAX_NUMBER)
         if done_below >= self._deleted_below.get(host, 0) + DONE_BATCH:
             self._database.execute("DELETE FROM replies WHERE host = ? AND number < ?", (host, done_below))

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 DEFAULT_LEASE_S = 15.0
 DRAIN_S = 5.0
 """How long calls that are being served may take at shutdown."""
+FLUSH_S = 0.1
+"""How long clients then have to take the last replies, before their connections are closed."""
 MAX_CONNECTIONS = 2 * MAX_HOSTS
 HOUSEKEEPING_S = 600
 
@@ -127,6 +129,7 @@ class Fileserver:
                     await self._stop.wait()
                     accepting.cancel()
             await self._drain()
+            await trio.sleep(FLUSH_S)
             connections.cancel_scope.cancel()
 
     async def _drain(self) -> None:
@@ -242,8 +245,12 @@ class Fileserver:
             host.lease_end_s = now_s + self.lease_s
             self.hosts.add(host)
             there = saved.get(host.uuid)
-            if state is None or there is None or there.stale:
-                host.become_stale()
+            if state is None or there is None:
+                host.become_stale(())
+                host.past_unknown = True
+            elif there.stale:
+                host.become_stale(key for key, _ in there.promises)
+                host.past_unknown = there.unknown
             else:
                 host.stale = False
                 self._restore_promises(host, there, state, int(now_s))
@@ -260,9 +267,14 @@ class Fileserver:
         now_s = trio.current_time()
         saved = []
         for host in self.hosts:
-            unsettled = host.stale or bool(self.breaker.contact(host).batches())
-            promises = [] if unsettled else list(self.promises.remaining(host.number, now_s))
-            saved.append(SavedHost(host.uuid, unsettled, promises))
+            contact = self.breaker.contact(host)
+            if contact.batches():
+                self.breaker.mark_stale(contact)
+            if host.stale:
+                promises = [(key, 0) for key in host.past_promises]
+            else:
+                promises = list(self.promises.remaining(host.number, now_s))
+            saved.append(SavedHost(host.uuid, host.stale, host.past_unknown, promises))
         return saved
 
     async def _keep_house(self) -> None:

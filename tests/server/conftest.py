@@ -19,3 +19,10 @@ async def cell(folder: Path) -> AsyncIterator[Cell]:
     async with running_cell(folder) as running:
         yield running
         running.server.promises.check_invariants()
+
+
+@pytest.fixture(autouse=True)
+def no_pause_at_the_end(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only the test moves would never end the pause."""
+    if "mock_clock" in request.fixturenames:
+        monkeypatch.setattr("promisefs_server.service.FLUSH_S", 0)

@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 import trio.testing
+from promisefs_protocol.abort import Aborted
 from promisefs_protocol.ids import Fid, PromisedStatus
 from promisefs_protocol.messages import (
     Break,
@@ -38,12 +39,14 @@ from promisefs_protocol.messages import (
     StoreStatus,
     Symlink,
 )
-from promisefs_protocol.transport import Peer
+from promisefs_protocol.transport import ConnectionLost, Peer
 from promisefs_server.service import Fileserver
 from promisefs_server.store import Store
 
 Connect = Callable[[], Awaitable[trio.abc.Stream]]
 LEASE_S = 15.0
+NUMBERS = itertools.count(1)
+"""Of operations; a client that comes back with its uuid must not use one twice."""
 
 
 class Client:
@@ -53,7 +56,6 @@ class Client:
         self._connect = connect
         self._nursery = nursery
         self.uuid = uuid or os.urandom(16)
-        self.numbers = itertools.count(1)
         self.breaks: list[Break] = []
         self.inits = 0
         self.open_fids: set[Fid] = set()
@@ -112,7 +114,7 @@ class Client:
         return {b.fid for b in self.breaks}
 
     def op(self, *, repeated: bool = False) -> Operation:
-        return Operation(next(self.numbers), 0, repeated)
+        return Operation(next(NUMBERS), 0, repeated)
 
     # Short forms of calls
 
@@ -174,7 +176,7 @@ class Cell:
 
     async def stream(self) -> trio.abc.Stream:
         ours, theirs = trio.testing.memory_stream_pair()
-        self.nursery.start_soon(self.server.serve_connection, theirs, "memory")
+        self.server._connections.start_soon(self.server.serve_connection, theirs, "memory")
         return ours
 
     def client(self, uuid: bytes | None = None) -> Client:
@@ -190,10 +192,10 @@ class Cell:
 
 @asynccontextmanager
 async def running_cell(
-    folder: Path, *, lease_s: float = LEASE_S, clean: bool = True, max_promises: int = 1_000_000
+    folder: Path, *, lease_s: float = LEASE_S, clean: bool = True, max_promises: int = 1_000_000, limit_s: float = 60
 ) -> AsyncIterator[Cell]:
     """Serve the store in `folder` within the context; end it cleanly, or as a crash would leave it."""
-    with trio.fail_after(60):
+    with trio.fail_after(limit_s):
         async with trio.open_nursery() as nursery:
             cell = Cell(folder, nursery, lease_s, max_promises)
             await nursery.start(cell.run)
@@ -201,3 +203,36 @@ async def running_cell(
             if clean:
                 await cell.shut_down()
             nursery.cancel_scope.cancel()
+
+
+class Pending:
+    """A call that goes on in the background."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.result: Any = None
+        self.error: Exception | None = None
+
+    async def run(self, awaitable: Awaitable[Any]) -> None:
+        try:
+            self.result = await awaitable
+        except (Aborted, ConnectionLost) as error:
+            self.error = error
+        self.done = True
+
+
+@asynccontextmanager
+async def in_background(awaitable: Awaitable[Any]) -> AsyncIterator[Pending]:
+    async with trio.open_nursery() as nursery:
+        pending = Pending()
+        nursery.start_soon(pending.run, awaitable)
+        await settled()
+        yield pending
+        nursery.cancel_scope.cancel()
+
+
+async def settled() -> None:
+    """Let everything happen that does not wait for the clock or a test; threads too."""
+    for _ in range(3):
+        await trio.to_thread.run_sync(lambda: None)
+        await trio.testing.wait_all_tasks_blocked()
