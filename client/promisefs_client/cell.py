@@ -120,15 +120,23 @@ class Cell:
 
     def close_handle(self, vnode: Vnode) -> None:
         """A handle of the kernel's is gone; the last one of an unlinked file is the end of the file."""
+        if vnode.kept and vnode.opens == 1:
+            vnode.kept = False
+            self.give_up_open([vnode.fid])
         self.table.drop_open(vnode)
-        if vnode.deleted and vnode.opens == 0:
-            self.nursery.start_soon(self._give_up, GiveUpOpen((vnode.fid,)))
 
     def lost_a_name(self, vnode: Vnode, *, kept_open: bool) -> None:
-        """After our own removal. If the server keeps the file for us but the handle went meanwhile, say so."""
-        if vnode.deleted and kept_open and vnode.opens == 0:
-            self.nursery.start_soon(self._give_up, GiveUpOpen((vnode.fid,)))
+        """After our own removal, in which we said whether it is open here."""
+        if vnode.deleted and kept_open:
+            vnode.kept = vnode.opens > 0
+            if not vnode.kept:  # closed meanwhile
+                self.give_up_open([vnode.fid])
         self.table.may_be_idle(vnode)
+
+    def give_up_open(self, fids: list[Fid]) -> None:
+        """Tell the server that these deleted files need not be kept for us."""
+        if fids:
+            self.nursery.start_soon(self._give_up, GiveUpOpen(tuple(fids)))
 
     async def _give_up(self, request: GiveUpOpen | GiveUpCallBacks) -> None:
         try:

@@ -273,12 +273,20 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         vnode = self._vnode(inode)
-        await self._cell.validate(vnode)
-        await self._cell.drop_stale()
+        await self._names.settled(vnode)
+        vnode = self._table.add_open(vnode)
+        try:
+            await self._cell.validate(vnode)
+            await self._cell.drop_stale()
+            if vnode.deleted and not vnode.kept:
+                raise FsError(errno.ESTALE)  # the kernel looks the name up again
+        except BaseException:
+            self._cell.close_handle(vnode)
+            raise
         return self._give_handle(vnode, flags)
 
     def _give_handle(self, vnode: Vnode, flags: int) -> pyfuse3.FileInfo:
-        vnode = self._table.add_open(vnode)
+        """A handle for a vnode that is counted as open already."""
         vnode.kernel_pages = True
         handle = self._new_handle()
         self._open_files[handle] = _OpenFile(vnode, flags)
@@ -291,6 +299,7 @@ class Operations(pyfuse3.Operations):
         directory = self._directory(parent_inode)
         try:
             vnode = await self._names.create(directory, name, mode & ~ctx.umask, Owner(ctx.uid, ctx.gid))
+            vnode = self._table.add_open(vnode)
         except Aborted as refusal:
             if refusal.errno != errno.EEXIST or flags & os.O_EXCL:
                 raise
@@ -298,14 +307,21 @@ class Operations(pyfuse3.Operations):
         return self._give_handle(vnode, flags), self._entry(directory, name, vnode)
 
     async def _open_existing(self, directory: Vnode, name: bytes, flags: int) -> Vnode:
-        """Another mount made the file after the kernel had looked it up."""
+        """Another mount made the file after the kernel had looked it up. Count it as open and return it."""
         vnode = await self._names.lookup(directory, name)
-        if vnode is None:
-            raise FsError(errno.ESTALE)  # and gone again: the kernel looks once more
-        if not vnode.status.is_file:
-            raise FsError(errno.ESTALE)
-        if flags & os.O_TRUNC:
-            await self._files.truncate(vnode, StoreStatus(vnode.fid, None, None, None, 0, None, None))
+        if vnode is None or not vnode.status.is_file:
+            raise FsError(errno.ESTALE)  # gone again, or replaced: the kernel looks once more
+        await self._names.settled(vnode)
+        vnode = self._table.add_open(vnode)
+        try:
+            await self._cell.validate(vnode)
+            if vnode.deleted and not vnode.kept:
+                raise FsError(errno.ESTALE)
+            if flags & os.O_TRUNC:
+                await self._files.truncate(vnode, StoreStatus(vnode.fid, None, None, None, 0, None, None))
+        except BaseException:
+            self._cell.close_handle(vnode)
+            raise
         return vnode
 
     @_handler  # pyfuse3 takes any buffer

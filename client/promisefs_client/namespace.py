@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import (
@@ -46,6 +49,8 @@ class Namespace:
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
         self._table = cell.table
+        self._removing: dict[Fid, trio.Event] = {}
+        """Files of which a name is being removed, and the server was told that they are not open here."""
 
     # Looking up
 
@@ -130,8 +135,15 @@ class Namespace:
         """A regular file, fifo or socket. Raise Aborted(EXIST)..."""
         if stat.S_IFMT(mode) not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
             raise FsError(errno.EPERM)  # device nodes have no meaning on another machine
-        with self._cell.session.operation() as operation:
-            return await self._add(directory, name, CreateFile(operation, directory.fid, name, mode, *owner))
+        vnode: Vnode | None = None
+        self._table.begin_create()
+        try:
+            with self._cell.session.operation() as operation:
+                request = CreateFile(operation, directory.fid, name, mode, *owner)
+                vnode = await self._add(directory, name, request)
+        finally:
+            self._cell.give_up_open(self._table.end_create(vnode))
+        return vnode
 
     async def make_dir(self, directory: Vnode, name: bytes, mode: int, owner: Owner) -> Vnode:
         with self._cell.session.operation() as operation:
@@ -160,13 +172,14 @@ class Namespace:
 
     async def remove_file(self, directory: Vnode, name: bytes) -> None:
         vnode = await self._must_exist(directory, name)
-        with self._cell.session.operation() as operation:
-            request = RemoveFile(operation, directory.fid, name, vnode.opens > 0)
+        await self.settled(vnode)
+        with self._removal(vnode) as keep_open, self._cell.session.operation() as operation:
+            request = RemoveFile(operation, directory.fid, name, keep_open)
             async with self._cell.ask(request) as answer:
                 reply = answer.reply
                 self._table.own_change(reply.directory, answer.mark, {name: None})
                 removed = self._table.install(reply.entry, answer.mark)
-        self._cell.lost_a_name(removed, kept_open=request.keep_open)
+        self._cell.lost_a_name(removed, kept_open=keep_open)
 
     async def remove_dir(self, directory: Vnode, name: bytes) -> None:
         with self._cell.session.operation() as operation:
@@ -184,8 +197,9 @@ class Namespace:
         if flags not in (RenameFlags.NONE, RenameFlags.NOREPLACE, RenameFlags.EXCHANGE):
             raise FsError(errno.EINVAL)
         target = None if flags & RenameFlags.NOREPLACE else await self.lookup(new_directory, new_name)
-        keep_open = target is not None and target.opens > 0
-        with self._cell.session.operation() as operation:
+        if target is not None:
+            await self.settled(target)
+        with self._removal(target) as keep_open, self._cell.session.operation() as operation:
             request = Rename(operation, old_directory.fid, old_name, new_directory.fid, new_name, flags, keep_open)
             async with self._cell.ask(request) as answer:
                 reply = answer.reply
@@ -209,6 +223,25 @@ class Namespace:
                     exchanged.parent = old_directory.fid
         if replaced is not None:
             self._cell.lost_a_name(replaced, kept_open=keep_open)
+
+    @contextmanager
+    def _removal(self, vnode: Vnode | None) -> Iterator[bool]:
+        """While a name of the file is being removed. Say whether the server is to keep it: only if it is open now, so
+        whoever would open it meanwhile waits in `settled`."""
+        if vnode is None or vnode.opens:
+            yield vnode is not None and vnode.opens > 0
+            return
+        event = self._removing[vnode.fid] = trio.Event()
+        try:
+            yield False
+        finally:
+            del self._removing[vnode.fid]
+            event.set()
+
+    async def settled(self, vnode: Vnode) -> None:
+        """Return when no removal is under way that takes the file for not open."""
+        while (event := self._removing.get(vnode.fid)) is not None:
+            await event.wait()
 
     async def _must_exist(self, directory: Vnode, name: bytes) -> Vnode:
         vnode = await self.lookup(directory, name)

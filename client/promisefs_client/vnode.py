@@ -45,6 +45,7 @@ class Vnode:
         "deleted",
         "fid",
         "ino",
+        "kept",
         "kernel_pages",
         "lookups",
         "names",
@@ -66,6 +67,7 @@ class Vnode:
         self.opens = 0  # handles the kernel holds; a mapping keeps its handle open until the last munmap
         self.kernel_pages = False  # the kernel may have pages of this file
         self.deleted = False  # the last name is gone; lives on through open handles
+        self.kept = False  # deleted, but the server keeps it for us until GiveUpOpen
         self.parent: Fid | None = None  # of a directory: what '..' is
         self.contents: FileContents | None = None  # present iff a regular file was opened or read
         self.names: DirectoryNames | None = None  # present iff a directory and some names are known

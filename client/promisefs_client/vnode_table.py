@@ -15,7 +15,9 @@ I3  Clean blocks of a file carry the version label they were read under; when a 
     applied they go, unless our own store made exactly that change.
 I4  Cached names of a directory belong to one data version; an own change edits them only if it made exactly the
     next one.
-I5  `by_ino` and `by_fid` hold the same vnodes; a vnode in use is never evicted.
+I5  A deleted file is `kept` iff the server was told, in a removal or in the acknowledgement of a break, that it is open
+    here. Who opens a file counts it as open before he validates it, so that no break can come between.
+I6  `by_ino` and `by_fid` hold the same vnodes; a vnode in use is never evicted.
 """
 
 from __future__ import annotations
@@ -71,6 +73,8 @@ class VnodeTable:
         self._broken: dict[Fid, int] = {}
         self._calls: dict[int, int] = {}
         self._next_call = 0
+        self._creating = 0
+        self._claimed: set[Fid] = set()
         self.root_fid = root.fid
         root_vnode = self._insert(root.fid, root.status)
         root_vnode.lookups = 1  # the kernel's, never forgotten
@@ -208,11 +212,15 @@ class VnodeTable:
                 self._remember_break(item.fid)
             vnode = self._by_fid.get(item.fid)
             if vnode is None:
+                if item.changed & Changed.DELETED and self._creating:
+                    still_open.append(item.fid)  # it may be the file whose creation is under way
+                    self._claimed.add(item.fid)
                 continue
             vnode.promise_until = 0.0
             if item.changed & Changed.DELETED:
                 vnode.deleted = True
                 if vnode.opens:
+                    vnode.kept = True
                     still_open.append(vnode.fid)
             grown_to = 0
             pages = names = False
@@ -250,6 +258,22 @@ class VnodeTable:
             elif vnode.lookups:
                 rest.append(KernelWork(vnode.ino, False, vnode.status.is_dir, 0))
         return urgent, rest
+
+    def begin_create(self) -> None:
+        """A file is being created here, to be opened at once; `end_create` follows."""
+        self._creating += 1
+
+    def end_create(self, vnode: Vnode | None) -> list[Fid]:
+        """It is there, or failed (None). Return what was claimed as open in CB.CallBack without need."""
+        if vnode is not None and vnode.fid in self._claimed:
+            self._claimed.discard(vnode.fid)
+            vnode.deleted = vnode.kept = True
+        self._creating -= 1
+        if self._creating:
+            return []
+        needless = list(self._claimed)
+        self._claimed.clear()
+        return needless
 
     def vnode_is_gone(self, vnode: Vnode) -> None:
         """The server does not know the fid any more."""
@@ -328,7 +352,7 @@ class VnodeTable:
         self.may_be_idle(vnode)
 
     def may_be_idle(self, vnode: Vnode) -> None:
-        """Something that kept the vnode in use ended; idle vnodes are kept, least recently used going first (I5)."""
+        """Something that kept the vnode in use ended; idle vnodes are kept, least recently used going first (I6)."""
         if vnode.in_use or self._by_fid.get(vnode.fid) is not vnode:
             return
         if vnode.deleted:
