@@ -93,7 +93,7 @@ def _looking(path: Path, kind: str) -> Iterator[Callable[[], int]]:
     if kind == "stat":
         yield lambda: os.stat(path).st_size
     elif kind == "listing":
-        yield lambda: len(os.listdir(path))
+        yield lambda: max((int(name.removeprefix("n")) for name in os.listdir(path)), default=0)
     else:
         fd = os.open(path, os.O_RDONLY)
         try:
