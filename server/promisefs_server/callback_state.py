@@ -3,7 +3,7 @@
 The file: MAGIC, SHA-256 of the rest, then msgpack of
 
     [server uuid, how often the server had been started, nanoseconds since the epoch,
-     [[host uuid, stale, past unknown, vnode keys, seconds left], ...]]
+     [[host uuid, stale, in doubt, past unknown, vnode keys, seconds left], ...]]
 
 where keys and seconds are arrays of big-endian 64 and 32 bit numbers of equal count. It is used at most once: whoever
 loads it deletes it first, and it counts only if it was written by the very run before.
@@ -35,6 +35,8 @@ MAX_STATE_BYTES = 256 << 20
 class SavedHost(NamedTuple):
     uuid: bytes
     stale: bool
+    in_doubt: bool
+    """Stale, and its lease had not ended."""
     unknown: bool
     """`Host.past_unknown`."""
     promises: list[tuple[int, int]]
@@ -52,7 +54,7 @@ def save(path: Path, server: bytes, starts: int, now_ns: int, hosts: Iterable[Sa
     for host in hosts:
         keys = _packed("Q", [key for key, _ in host.promises])
         seconds = _packed("I", [left for _, left in host.promises])
-        packed_hosts.append([host.uuid, host.stale, host.unknown, keys, seconds])
+        packed_hosts.append([host.uuid, host.stale, host.in_doubt, host.unknown, keys, seconds])
     body = msgpack.packb([server, starts, now_ns, packed_hosts])
     temporary = path.with_name(path.name + ".new")
     with open(temporary, "wb") as file:
@@ -96,9 +98,9 @@ def _checked(content: bytes, server: bytes, starts: int, now_ns: int) -> SavedSt
     if not 0 <= age_s < MAX_AGE_S:
         raise FieldError(f"they are {age_s} s old; the limit is {MAX_AGE_S}")
     hosts = []
-    for uuid, stale, unknown, keys, seconds in packed_hosts:
+    for uuid, stale, in_doubt, unknown, keys, seconds in packed_hosts:
         promises = list(zip(_unpacked("Q", keys), _unpacked("I", seconds), strict=True))
-        hosts.append(SavedHost(uuid, stale, unknown, promises))
+        hosts.append(SavedHost(uuid, stale, in_doubt, unknown, promises))
     return SavedState(hosts, age_s)
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from .volumes import VNODE_BITS, VNODE_MASK
 
 MAX_OPEN_FILES = 512
+MAX_SINGLE_SYNCS = 256
+"""From so many on, syncing the whole file system is thought to be faster."""
 FOLDER_BITS = 12
 """A folder holds 2**12 files."""
 
@@ -168,6 +170,17 @@ class DataFiles:
             os.close(file.descriptor)
         self._open.clear()
 
+    def sync_written(self) -> None:
+        """Make durable what was written since the start. Pins nothing, so for the shutdown; for threads."""
+        if len(self.unsynced) + len(self.unsynced_folders) > MAX_SINGLE_SYNCS:
+            self.sync_all()
+        else:
+            for path in [*map(self.path, self.unsynced), *self.unsynced_folders]:
+                with contextlib.suppress(FileNotFoundError):
+                    sync_path(path)
+        self.unsynced.clear()
+        self.unsynced_folders.clear()
+
     def sync_all(self) -> None:
         """Make durable every byte and name below the folder. For threads; may take long."""
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -195,3 +208,12 @@ class DataFiles:
             except ValueError:
                 continue
         return keys
+
+
+def sync_path(path: Path) -> None:
+    """fsync a file or folder by its name. Raise OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -19,7 +19,7 @@ from pathlib import Path
 import trio
 
 from .database import BUSY_TIMEOUT_S, Database
-from .datafiles import DataFiles
+from .datafiles import DataFiles, sync_path
 
 log = logging.getLogger(__name__)
 
@@ -177,8 +177,4 @@ def _checkpoint(path: Path) -> None:
 
 def _sync_folders(folders: list[Path]) -> None:
     for folder in folders:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_path(folder)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -144,7 +145,7 @@ class Fileserver:
     async def _settle_on_disk(self) -> bool:
         """Make everything durable and save the promises. Return whether the store may be marked clean."""
         try:
-            await trio.to_thread.run_sync(self.store.files.sync_all)
+            await trio.to_thread.run_sync(self.store.files.sync_written)
             callback_state.save(
                 self.store.folder / callback_state.STATE_NAME,
                 self.store.uuid,
@@ -251,6 +252,8 @@ class Fileserver:
             elif there.stale:
                 host.become_stale(key for key, _ in there.promises)
                 host.past_unknown = there.unknown
+                if not there.in_doubt:
+                    host.lease_end_s = -math.inf
             else:
                 host.stale = False
                 self._restore_promises(host, there, state, int(now_s))
@@ -274,7 +277,7 @@ class Fileserver:
                 promises = [(key, 0) for key in host.past_promises]
             else:
                 promises = list(self.promises.remaining(host.number, now_s))
-            saved.append(SavedHost(host.uuid, host.stale, host.past_unknown, promises))
+            saved.append(SavedHost(host.uuid, host.stale, host.in_doubt(now_s), host.past_unknown, promises))
         return saved
 
     async def _keep_house(self) -> None:

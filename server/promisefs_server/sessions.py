@@ -139,6 +139,8 @@ class Session:
         server = self._server
         host = server.hosts.by_uuid(hello.client)
         if host is None:
+            if hello.role != Role.CALLBACKS:
+                raise Aborted(AbortCode.NO_CALLBACKS, "the callbacks connection comes first")
             if len(server.hosts) >= MAX_HOSTS:
                 raise Aborted(AbortCode.TOO_MANY, f"{MAX_HOSTS} hosts are known already")
             host = server.new_host(hello.client, hello.description)

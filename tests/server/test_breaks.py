@@ -278,14 +278,18 @@ async def test_a_reconnection_without_loss_keeps_the_promises(cell: Cell) -> Non
 
 async def test_calls_of_a_host_without_callbacks_are_refused_in_time(mock_clock: MockClock, folder: Path) -> None:
     async with running_cell(folder) as cell:
-        a = cell.client()
-        await a.connect_calls()
-        root = (await cell.connected()).root
-        async with in_background(a.stat(root)) as call:
+        with pytest.raises(Aborted) as refusal:
+            await cell.client().connect_calls()
+        assert refusal.value.code == AbortCode.NO_CALLBACKS
+        a, b, _, f = await both(cell)
+        await b.callbacks.close()
+        await settled()
+        async with in_background(a.store(f, b"x")), in_background(b.stat(f)) as call:
             assert not call.done
             mock_clock.jump(11)
             await settled()
             assert isinstance(call.error, Aborted) and call.error.code == AbortCode.NO_CALLBACKS
+            mock_clock.jump(LEASE_S)
 
 
 async def test_a_full_table_costs_the_least_active_its_promises(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import types
 import typing
 from collections.abc import Iterator
@@ -62,7 +61,7 @@ async def test_forged_fids(cell: Cell, change: dict[str, int], code: AbortCode) 
     [(2, 9, AbortCode.BAD_VERSION), (0, 0, AbortCode.BAD_VERSION), (5, 1, AbortCode.BAD_VERSION), (0, 7, None)],
 )
 async def test_versions(cell: Cell, oldest: int, newest: int, code: AbortCode | None) -> None:
-    client = cell.client()
+    client = await cell.connected()
     peer = await client.open_peer()
     hello = Hello("promisefs", oldest, newest, client.uuid, Role.CALLS, "")
     if code is None:
@@ -215,8 +214,7 @@ def test_any_calls_leave_the_server_alive_and_its_store_sound(
                 except ConnectionLost:
                     a = await cell.connected()
             b = await cell.connected()
-            name = os.urandom(8)
-            f = await b.create(name)
+            f = await b.create(b"good")
             await b.store(f.fid, b"alive")
             assert await b.fetch(f.fid) == b"alive"
             check_store(cell)
