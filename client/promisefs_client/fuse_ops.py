@@ -378,6 +378,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        self._cell.kernel.listings.parsed(fh)
         handle = self._open_directories[fh]
         directory = handle.vnode
         if handle.listing is None or start_id == 0:
@@ -397,7 +398,9 @@ class Operations(pyfuse3.Operations):
             if vnode is not None:
                 if not self._report(token, directory, name, vnode, position + 1):
                     return
-                reported = True
+                if not reported:
+                    reported = True
+                    self._cell.kernel.listings.sent(fh, directory.ino)
 
     async def _list_with_dots(self, directory: Vnode) -> list[tuple[bytes, Fid]]:
         parent = directory.parent or directory.fid
@@ -416,6 +419,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def releasedir(self, fh: int) -> None:
+        self._cell.kernel.listings.parsed(fh)
         self._cell.close_handle(self._open_directories.pop(fh).vnode)
 
     @_handler

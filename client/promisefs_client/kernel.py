@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 import pyfuse3
 import trio
 
+from .listings import ListingsInFlight
 from .vnode_table import KernelWork
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,11 @@ KERNEL_THREADS = 16
 BATCH = 512
 _INC_EPOCH = struct.pack("<IiQ", 16, 8, 0)
 """struct fuse_out_header: length, FUSE_NOTIFY_INC_EPOCH, unique 0 (linux/fuse.h)."""
+
+LISTING_WAIT_S = 0.02
+LISTING_POLL_S = 0.001
+"""How long dropping names waits for a READDIRPLUS reply that it overtook: the kernel parses it at once, if it gets to
+run. One that takes longer is made up for when it is known to be parsed."""
 
 LOOKUP_RETRIES = 40
 LOOKUP_RETRY_S = 0.0005
@@ -50,6 +56,7 @@ class KernelCaches:
         self._limiter = trio.CapacityLimiter(KERNEL_THREADS)
         self._stopped = threading.Event()
         self.has_epochs = False
+        self.listings = ListingsInFlight(self._bump_epoch)
 
     def attach(self, fuse_fd: int) -> None:
         """The kernel has answered INIT on this descriptor: learn what it can do."""
@@ -64,12 +71,13 @@ class KernelCaches:
         """Return when the kernel no longer uses what `work` names. May take as long as a READ of the file does."""
         simple: list[KernelWork] = []
         with_pages: list[KernelWork] = []
-        drop_names = False
+        directories: set[int] = set()
         for item in work:
-            drop_names |= item.names
+            if item.names:
+                directories.add(item.ino)
             (with_pages if item.pages else simple).append(item)
-        if drop_names and self.has_epochs:
-            self._bump_epoch()
+        if directories and self.has_epochs:
+            await self._drop_names_by_epoch(directories)
         if len(with_pages) + bool(simple) <= 1:
             await self._in_thread(simple or with_pages)
             return
@@ -78,6 +86,15 @@ class KernelCaches:
                 nursery.start_soon(self._in_thread, simple[start : start + BATCH])
             for item in with_pages:
                 nursery.start_soon(self._in_thread, [item])
+
+    async def _drop_names_by_epoch(self, directories: set[int]) -> None:
+        self._bump_epoch()
+        overtaken = self.listings.overtake(directories)
+        if overtaken:
+            with trio.move_on_after(LISTING_WAIT_S):
+                while self.listings.pending(overtaken):  # noqa: ASYNC110 (rare and short)
+                    await trio.sleep(LISTING_POLL_S)
+            self._bump_epoch()
 
     def drop_every_name(self) -> None:
         """Have every dentry of the mount looked up again. Only where `has_epochs`."""
