@@ -78,6 +78,7 @@ def mount(
 
     def on_ready() -> None:
         if ready_fd >= 0:
+            _leave_terminal(log_file)
             os.write(ready_fd, READY)
             os.close(ready_fd)
 
@@ -128,6 +129,15 @@ def _mount_in_background(
     known = {code.value for code in ExitCode}
     code = ExitCode(process.returncode) if process.returncode in known else ExitCode.FAILURE
     raise UserError(message, code if code is not ExitCode.OK else ExitCode.FAILURE)
+
+
+def _leave_terminal(log_file: str | None) -> None:
+    """Nobody reads our output from now on: what Python may say in its last moments goes to the log."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    descriptor = os.open(os.devnull if log_file is None else log_file, flags, 0o666)
+    for output in (sys.stdout, sys.stderr):
+        os.dup2(descriptor, output.fileno())
+    os.close(descriptor)
 
 
 def _set_up_log(log_file: str | None, verbose: bool, to_terminal: bool) -> None:

@@ -272,7 +272,14 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        vnode = self._vnode(inode)
+        vnode = await self._count_as_open(self._vnode(inode), flags)
+        return self._give_handle(vnode, flags)
+
+    async def _count_as_open(self, vnode: Vnode, flags: int) -> Vnode:
+        """Open an existing file: it counts as open before it is validated, so that no removal passes in between.
+
+        libfuse has O_TRUNC sent with the open (FUSE_CAP_ATOMIC_O_TRUNC). Return the vnode that stands in the table.
+        """
         await self._names.settled(vnode)
         vnode = self._table.add_open(vnode)
         try:
@@ -280,10 +287,12 @@ class Operations(pyfuse3.Operations):
             await self._cell.drop_stale()
             if vnode.deleted and not vnode.kept:
                 raise FsError(errno.ESTALE)  # the kernel looks the name up again
+            if flags & os.O_TRUNC:
+                await self._files.truncate(vnode, StoreStatus(vnode.fid, None, None, None, 0, None, None))
         except BaseException:
             self._cell.close_handle(vnode)
             raise
-        return self._give_handle(vnode, flags)
+        return vnode
 
     def _give_handle(self, vnode: Vnode, flags: int) -> pyfuse3.FileInfo:
         """A handle for a vnode that is counted as open already."""
@@ -311,18 +320,7 @@ class Operations(pyfuse3.Operations):
         vnode = await self._names.lookup(directory, name)
         if vnode is None or not vnode.status.is_file:
             raise FsError(errno.ESTALE)  # gone again, or replaced: the kernel looks once more
-        await self._names.settled(vnode)
-        vnode = self._table.add_open(vnode)
-        try:
-            await self._cell.validate(vnode)
-            if vnode.deleted and not vnode.kept:
-                raise FsError(errno.ESTALE)
-            if flags & os.O_TRUNC:
-                await self._files.truncate(vnode, StoreStatus(vnode.fid, None, None, None, 0, None, None))
-        except BaseException:
-            self._cell.close_handle(vnode)
-            raise
-        return vnode
+        return await self._count_as_open(vnode, flags)
 
     @_handler  # pyfuse3 takes any buffer
     async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]

@@ -89,10 +89,19 @@ def unmount(entry: MountEntry, force: bool) -> None:
         reason = done.stderr.strip().removeprefix("fusermount3: ")
         raise UserError(f"{reason}: close what uses it, or --force", ExitCode.BUSY)
     deadline = time.monotonic() + EXIT_WAIT_S
-    while pid is not None and os.path.exists(f"/proc/{pid}"):
+    while pid is not None and _runs(pid):
         if time.monotonic() > deadline:
             raise UserError(f"unmounted, but process {pid} has not ended yet", ExitCode.BUSY)
         time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie, which whoever should reap it may leave for long (proc_pid_stat(5))."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
+            return stat.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _wait_until_stored(entry: MountEntry, force: bool) -> int:
