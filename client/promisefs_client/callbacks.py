@@ -68,6 +68,18 @@ class CallbackService:
         for item in work:
             if item.grown_to:
                 await self._grow(cell, item)
+        await self._renew(cell, [item for item in work if item.renew])
+
+    async def _renew(self, cell: Cell, kept: list[KernelWork]) -> None:
+        """Get a promise again for files whose pages stay: a mapping would not ask, and nobody would tell it.
+
+        The server sends further breaks to a host that has not acknowledged yet, so none falls in between.
+        """
+        vnodes = [vnode for item in kept if (vnode := cell.table.by_ino(item.ino)) is not None and vnode.opens]
+        if vnodes:
+            await cell.revalidate(vnodes)
+            unpromised = [vnode for vnode in vnodes if not cell.valid(vnode)]
+            await cell.kernel.drop([KernelWork(vnode.ino, True, False, 0) for vnode in unpromised])
 
     async def _grow(self, cell: Cell, item: KernelWork) -> None:
         """Show the kernel the new last byte: a mapping may reach there already."""

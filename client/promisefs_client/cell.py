@@ -162,7 +162,9 @@ class Cell:
         self.drop_stale_later()
 
     async def give_up_evicted(self) -> None:
-        given_up = self.table.given_up
-        self.table.given_up = []
-        for start in range(0, len(given_up), MAX_LIST):
-            await self._give_up(GiveUpCallBacks(tuple(given_up[start : start + MAX_LIST])))
+        while self.table.given_up:
+            fids = self.table.begin_giving_up(MAX_LIST)
+            try:
+                await self._give_up(GiveUpCallBacks(fids))
+            finally:
+                self.table.end_giving_up(fids)

@@ -32,13 +32,14 @@ from promisefs_protocol.messages import (
     RenewLease,
     Role,
 )
+from promisefs_protocol.tcp import connect
 from promisefs_protocol.transport import ConnectionLost, Handler, Peer, Reply
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
 FIRST_RETRY_S = 0.05
-LONGEST_RETRY_S = 2.0
+LONGEST_RETRY_S = 1.0
 BUSY_RETRY_S = 0.2
 _TRANSIENT = {AbortCode.NO_CALLBACKS, AbortCode.SHUTTING_DOWN, AbortCode.TOO_MANY, AbortCode.NOT_INTRODUCED}
 
@@ -183,7 +184,7 @@ class ServerSession:
             raise failure
 
     async def _dial(self, role: Role, handler: Handler, nursery: trio.Nursery) -> tuple[Peer, HelloReply]:
-        stream = await trio.open_tcp_stream(self.address.host, self.address.port)
+        stream = await connect(self.address.host, self.address.port)
         peer = Peer(stream, handler, f"server {self.address} ({role})")
         nursery.start_soon(peer.run)
         hello = Hello("promisefs", PROTOCOL_VERSION, PROTOCOL_VERSION, self._client, role, self._description)

@@ -54,6 +54,7 @@ class KernelWork(NamedTuple):
     pages: bool
     names: bool
     grown_to: int  # the new size if the file grew and may be mapped, else 0
+    renew: bool = False  # pages stay that may be mapped: they need a promise again before the break is acknowledged
 
 
 class VnodeTable:
@@ -63,7 +64,8 @@ class VnodeTable:
         self.found_stale: list[KernelWork] = []
         """Kernel caches that a status showed to be stale without a break; the shell takes and empties it."""
         self.given_up: list[Fid] = []
-        """Evicted with a promise: the server may be told. The shell takes and empties it."""
+        """Evicted with a promise: the server may be told. The shell takes it with `begin_giving_up`."""
+        self._giving_up: set[Fid] = set()
         self._max_idle = max_idle
         self._by_fid: dict[Fid, Vnode] = {}
         self._by_ino: dict[int, Vnode] = {}
@@ -187,6 +189,8 @@ class VnodeTable:
     def _set_promise(self, vnode: Vnode, entry: PromisedStatus, mark: CallMark) -> None:
         if mark.sequence < self._reset_sequence or mark.sequence < self._broken.get(vnode.fid, 0):
             return
+        if vnode.fid in self._giving_up:
+            return
         until = mark.sent_at + entry.promise_s - PROMISE_MARGIN_S
         if entry.promise_s and until > vnode.promise_until:
             vnode.promise_until = until
@@ -233,7 +237,8 @@ class VnodeTable:
                     vnode.own_versions.clear()
                     vnode.contents.drop_clean()
             if vnode.lookups:
-                work.append(KernelWork(vnode.ino, pages, names, grown_to))
+                renew = vnode.kernel_pages and vnode.opens > 0 and not pages
+                work.append(KernelWork(vnode.ino, pages, names, grown_to, renew))
         return work, still_open
 
     def _remember_break(self, fid: Fid) -> None:
@@ -274,6 +279,24 @@ class VnodeTable:
         needless = list(self._claimed)
         self._claimed.clear()
         return needless
+
+    def begin_giving_up(self, most: int) -> tuple[Fid, ...]:
+        """Take fids to name in a GiveUpCallBacks; `end_giving_up` follows its reply.
+
+        The server may serve it before or after a call that grants one of them again, so until then none is installed,
+        and those of calls that are in flight at the reply are not either (I1).
+        """
+        chosen = [fid for fid in self.given_up[:most] if fid not in self._by_fid]
+        del self.given_up[:most]
+        self._giving_up.update(chosen)
+        return tuple(chosen)
+
+    def end_giving_up(self, fids: Iterable[Fid]) -> None:
+        self._sequence += 1
+        for fid in fids:
+            self._giving_up.discard(fid)
+            if self._calls:
+                self._remember_break(fid)
 
     def vnode_is_gone(self, vnode: Vnode) -> None:
         """The server does not know the fid any more."""

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import trio
 from promisefs_protocol.ids import Fid
+from promisefs_protocol.tcp import TcpStream
 
 from . import callback_state
 from .breaker import Breaker
@@ -166,7 +167,7 @@ class Fileserver:
         except OSError:
             await trio.aclose_forcefully(stream)
             return
-        await self.serve_connection(stream, f"{host}:{port}")
+        await self.serve_connection(TcpStream(stream), f"{host}:{port}")
 
     async def serve_connection(self, stream: trio.abc.Stream, description: str) -> None:
         """Serve one connection to its end. Raises nothing but trio.Cancelled."""
