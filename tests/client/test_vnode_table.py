@@ -272,3 +272,41 @@ def test_inode_numbers_follow_from_fids(table: VnodeTable) -> None:
     assert install(table, promised(FILE, status())).ino == ino_of(FILE) == (1 << 40) + 2
     root = table.get(ROOT)
     assert root is not None and root.ino == ROOT_INO
+
+
+def test_pages_that_may_be_mapped_need_a_promise_again_after_a_break_of_the_status(table: VnodeTable) -> None:
+    vnode = table.add_open(table.add_lookup(install(table, promised(FILE, status()))))
+    vnode.kernel_pages = True
+    assert [w.renew for w in table.break_promises([Break(FILE, Changed.STATUS, 1, 0)])[0]] == [True]
+    assert [w.renew for w in table.break_promises([break_data(FILE)])[0]] == [False]
+    table.drop_open(vnode)
+    assert [w.renew for w in table.break_promises([Break(FILE, Changed.STATUS, 1, 0)])[0]] == [False]
+
+
+def test_no_promise_is_installed_while_the_fid_is_being_given_up(table: VnodeTable) -> None:
+    table.given_up.append(FILE)
+    before = table.begin_call(0.0)
+    fids = table.begin_giving_up(10)
+    assert fids == (FILE,)
+    assert not table.valid(install(table, promised(FILE, status())), 0.0)
+    during = table.begin_call(0.0)
+    table.end_giving_up(fids)
+    assert not table.valid(table.install(promised(FILE, status()), before), 0.0)
+    assert not table.valid(table.install(promised(FILE, status()), during), 0.0)
+    assert table.valid(install(table, promised(FILE, status())), 0.0)
+
+
+def test_what_is_known_again_is_not_given_up(table: VnodeTable) -> None:
+    table.given_up.append(FILE)
+    install(table, promised(FILE, status()))
+    assert table.begin_giving_up(10) == ()
+
+
+def test_a_break_of_an_unknown_file_during_a_creation_claims_it(table: VnodeTable) -> None:
+    deleted = Break(FILE, Changed.DELETED | Changed.STATUS, 1, 0)
+    assert table.break_promises([deleted])[1] == []
+    table.begin_create()
+    assert table.break_promises([deleted, Break(OTHER, Changed.DELETED, 1, 0)])[1] == [FILE, OTHER]
+    created = install(table, promised(FILE, status()))
+    assert table.end_create(created) == [OTHER]
+    assert created.deleted and created.kept
