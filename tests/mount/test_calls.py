@@ -305,6 +305,13 @@ def test_times_follow_changes(cell: View) -> None:
         os.write(fd, b"xyz")
         os.utime(fd, ns=(5, 5))
     assert os.stat(b).st_mtime_ns == 5 == os.stat(a).st_mtime_ns
+    # But a write after it counts, stored or not.
+    with opened(a, os.O_WRONLY) as fd:
+        os.write(fd, b"xyz")
+        os.utime(fd, ns=(6, 6))
+        os.write(fd, b"more")
+        assert os.fstat(fd).st_mtime_ns > 10**18
+    assert os.stat(b).st_mtime_ns > 10**18 < os.stat(a).st_mtime_ns
 
 
 def test_modes_and_owners(cell: View) -> None:

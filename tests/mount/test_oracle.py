@@ -11,6 +11,7 @@ PROMISEFS_ORACLE_SHRINK=1 a history that fails is made as short as possible, whi
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import stat
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from conftest import View
 
 CHOSEN = os.environ.get("PROMISEFS_ORACLE_EXAMPLES")
-EXAMPLES = int(CHOSEN or 150)
+EXAMPLES = int(CHOSEN or 250)
 STEPS = 40
 SHRINK = "PROMISEFS_ORACLE_SHRINK" in os.environ
 LIMIT_S = 240 + EXAMPLES + (600 if SHRINK else 0)
@@ -351,7 +352,14 @@ class Oracle(RuleBasedStateMachine):
     @precondition(lambda self: self.handles)
     @rule(pick=picks, length=lengths, seed=seeds)
     def write(self, pick: int, length: int, seed: int) -> None:
-        self.on_handle(f"write {length}", pick, lambda fd: os.write(fd, bytes_for(seed, length)), writes=True)
+        def operation(fd: int) -> int:
+            written = os.write(fd, bytes_for(seed, length))
+            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
+                # Where the descriptor then stands is the kernel's idea, from before changes on the other mount.
+                os.lseek(fd, 0, os.SEEK_SET)
+            return written
+
+        self.on_handle(f"write {length}", pick, operation, writes=True)
 
     @precondition(lambda self: self.handles)
     @rule(pick=picks, offset=offsets, whence=st.sampled_from([os.SEEK_SET, os.SEEK_CUR, os.SEEK_END]))
