@@ -3,8 +3,8 @@
 Between the last check of a promise and the return of a handler there is no await, and pyfuse3 replies in
 the same step: so no answer computed before a break leaves after its acknowledgement.
 
-Handlers are shielded from cancellation (`_handler`): a request that is never answered hangs its process for good.
-Their deadline is the session's timeout.
+A request that is never answered hangs its process for good. So every handler has a deadline, the session's timeout,
+every exception becomes an errno (`_handler`), and nothing cancels them (`main_loop`).
 """
 
 from __future__ import annotations
@@ -59,20 +59,18 @@ def _handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corou
     @functools.wraps(function)
     async def handle(*args: P.args, **kwargs: P.kwargs) -> R:
         UPCALLS.counts[name] = UPCALLS.counts.get(name, 0) + 1
-        with trio.CancelScope(shield=True):
-            try:
-                return await function(*args, **kwargs)
-            except pyfuse3.FUSEError:
-                raise
-            except (Aborted, FsError) as error:
-                raise pyfuse3.FUSEError(error.errno) from None
-            except ServerUnavailable as error:
-                log.warning("%s: %s", name, error)
-                raise pyfuse3.FUSEError(errno.ETIMEDOUT) from None
-            except Exception:
-                log.exception("%s failed: a defect here", name)
-                raise pyfuse3.FUSEError(errno.EIO) from None
-        raise AssertionError("a shielded scope that is never cancelled")
+        try:
+            return await function(*args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except (Aborted, FsError) as error:
+            raise pyfuse3.FUSEError(error.errno) from None
+        except ServerUnavailable as error:
+            log.warning("%s: %s", name, error)
+            raise pyfuse3.FUSEError(errno.ETIMEDOUT) from None
+        except Exception:
+            log.exception("%s failed: a defect here", name)
+            raise pyfuse3.FUSEError(errno.EIO) from None
 
     return handle
 

@@ -26,6 +26,7 @@ from .errors import ExitCode, UserError
 from .filestore import FileStore
 from .fuse_ops import UPCALLS, Operations
 from .kernel import KernelCaches
+from .main_loop import fuse_descriptor, serve_kernel
 from .namespace import Namespace
 from .options import MountOptions, Source
 from .session import Refused, ServerSession, ServerUnavailable
@@ -35,8 +36,6 @@ from .xattrs import Xattrs
 log = logging.getLogger(__name__)
 
 FSTYPE = "promisefs"
-MAX_REQUESTS = 200
-"""FUSE requests served at a time."""
 
 
 def check_mountpoint(path: str) -> str:
@@ -164,14 +163,13 @@ class Mount:
                 ExitCode.FUSE,
             ) from None
         try:
-            fuse_fd = _fuse_descriptor()
-            os.set_blocking(fuse_fd, False)
+            descriptor = fuse_descriptor()
             self._callbacks.cell = cell
             nursery.start_soon(self._on_signals)
-            nursery.start_soon(self._announce, fuse_fd, on_ready)
+            nursery.start_soon(self._announce, descriptor, on_ready)
             nursery.start_soon(cell.renew_promises)
             nursery.start_soon(files.store_in_time)
-            await self._serve_kernel()
+            await serve_kernel(descriptor)
             await self._store_everything()
         finally:
             cell.kernel.stop()
@@ -184,24 +182,6 @@ class Mount:
         self._cell.kernel.attach(fuse_fd)
         log.info("mounted %s on %s", self._source, self._mountpoint)
         on_ready()
-
-    async def _serve_kernel(self) -> None:
-        """Run pyfuse3 until the unmount.
-
-        Between poll and read the request may vanish, its process being killed. The descriptor does not block, so the
-        read fails with EAGAIN and pyfuse3 ends; handlers are shielded and finish, and the loop starts again.
-        """
-        while True:
-            try:
-                await pyfuse3.main(max_tasks=MAX_REQUESTS)
-                return
-            except BaseExceptionGroup as group:
-                _, others = group.split(lambda error: isinstance(error, OSError) and error.errno == errno.EAGAIN)
-                if others is not None:
-                    raise
-                if self._ending:
-                    return
-                log.debug("a request vanished before it could be read")
 
     async def _on_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -254,14 +234,3 @@ class Mount:
             "rpcs": dict(sorted(session.call_counts.items())),
         }
         return json.dumps(state).encode()
-
-
-def _fuse_descriptor() -> int:
-    """The descriptor that libfuse opened; pyfuse3 does not tell it."""
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
-                return int(name)
-        except OSError:
-            continue
-    raise AssertionError("mounted, but no descriptor of /dev/fuse is open")
