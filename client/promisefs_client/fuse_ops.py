@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import mmap
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -76,12 +77,20 @@ def _handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corou
 
 
 class _OpenFile:
-    __slots__ = ("appends", "readahead", "vnode")
+    __slots__ = ("_appends", "_may_be_mapped", "readahead", "vnode")
 
     def __init__(self, vnode: Vnode, flags: int) -> None:
         self.vnode = vnode
-        self.appends = bool(flags & os.O_APPEND)
+        self._appends = bool(flags & os.O_APPEND)
+        self._may_be_mapped = flags & os.O_ACCMODE == os.O_RDWR
         self.readahead = Readahead()
+
+    def appends(self, offset: int) -> bool:
+        """Whether a WRITE at `offset` comes from write(2) with O_APPEND.
+
+        The kernel writes mapped pages back through the same handle, if it can be mapped; those begin at a page.
+        """
+        return self._appends and not (self._may_be_mapped and offset % mmap.PAGESIZE == 0)
 
 
 class _OpenDirectory:
@@ -329,7 +338,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self._open_files[fh]
         vnode = file.vnode
-        if file.appends:
+        if file.appends(off):
             # The kernel's idea of the end may be from before another mount appended.
             await self._cell.validate(vnode)
             if off != vnode.size:
