@@ -64,7 +64,13 @@ class CallbackService:
         return CallBackReply(tuple(still_open))
 
     async def _drop_and_grow(self, cell: Cell, work: list[KernelWork]) -> None:
-        await cell.kernel.drop(work)
+        try:
+            await cell.kernel.drop(work)
+        finally:
+            for item in work:
+                vnode = cell.table.by_ino(item.ino)
+                if item.pages and vnode is not None and vnode.contents is not None:
+                    vnode.contents.forget_twins()
         for item in work:
             if item.grown_to:
                 await self._grow(cell, item)

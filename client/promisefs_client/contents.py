@@ -13,6 +13,10 @@ Who fetches samples `fill_epoch` first, calls `set_version` with the status of t
 fills that were in flight when clean blocks were dropped or cut, or a store ended that they may have missed, whatever
 they are labelled.
 
+A break makes the kernel write dirty mapped pages back, whole, the other client's old bytes included. So the clean
+blocks that a break drops stay as *twins* until the kernel has dropped its pages: of a page written meanwhile only the
+bytes that differ from its twin are dirty.
+
 Invariants:
 I1  Clean blocks exist only while `version` is not None, and all are of that version.
 I2  No clean block reaches past `server_size`. Where it ends before that, and past `server_size`, the file has zeros.
@@ -25,10 +29,18 @@ truncation is not sent while bytes past the new size are being stored: the serve
 
 from __future__ import annotations
 
+import mmap
+import re
+from collections.abc import Iterator
+
 from .dirty import STORE_BYTES, Buffer, DirtyBytes, StoreExtent, StoringBytes
 from .pagecache import BLOCK_BYTES, CleanBlock, PageCache
 
 __all__ = ["BLOCK_BYTES", "STORE_BYTES", "FileContents", "PageCache", "StoreExtent"]
+
+PAGE_BYTES = mmap.PAGESIZE
+"""What the kernel writes back of a mapping is whole pages, but for the end of the file."""
+_CHANGED = re.compile(rb"[^\0]+")
 
 Version = tuple[int, int]
 """Incarnation of the volume, data version of the file."""
@@ -47,6 +59,7 @@ class FileContents:
         self._clean: dict[int, CleanBlock] = {}
         self._storing = StoringBytes()
         self._dirty = DirtyBytes()
+        self._twins: dict[int, bytes] = {}
         self.version: Version | None = None
         """Label of the clean blocks. None: there are none, and nothing is known about the server's bytes."""
         self.server_size = 0
@@ -77,12 +90,22 @@ class FileContents:
         self.version = version
         self._resize_server(server_size)
 
-    def drop_clean(self) -> None:
-        """Forget all the server said, and void fills in flight."""
+    def drop_clean(self, *, keep_twins: bool = False) -> None:
+        """Forget all the server said, and void fills in flight.
+
+        `keep_twins`: the kernel may still write back pages that were made of these blocks; `forget_twins` follows.
+        """
         self.fill_epoch += 1
         self.version = None
+        if keep_twins:
+            for index, block in self._clean.items():
+                self._twins.setdefault(index, block.data)
         for block in list(self._clean.values()):
             self._cache.remove(block)
+
+    def forget_twins(self) -> None:
+        """The kernel has no pages left from before the break."""
+        self._twins.clear()
 
     def fill(self, index: int, data: Buffer, epoch: int, version: Version) -> bool:
         """Add fetched bytes, which begin at block `index`, as clean blocks; return whether they were usable.
@@ -232,9 +255,26 @@ class FileContents:
     def write(self, offset: int, data: Buffer) -> None:
         """Lay `data` over everything. Bytes objects may be kept; other buffers are copied."""
         before = self._dirty.size_bytes
-        self._dirty.write(offset, data)
+        if self._twins and offset % PAGE_BYTES == 0:
+            for start, piece in self._differing(offset, bytes(data)):
+                self._dirty.write(start, piece)
+        else:
+            self._dirty.write(offset, data)
         self._cache.dirty_bytes += self._dirty.size_bytes - before
         self._cache.evict()
+
+    def _differing(self, offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Split what the kernel writes in whole pages into what differs from the twins: all, where there is none."""
+        for at in range(0, len(data), PAGE_BYTES):
+            page = data[at : at + PAGE_BYTES]
+            index, within = divmod(offset + at, BLOCK_BYTES)
+            twin = self._twins.get(index, b"")[within : within + len(page)]
+            if len(twin) < len(page):
+                yield offset + at, page
+                continue
+            changes = (int.from_bytes(page, "big") ^ int.from_bytes(twin, "big")).to_bytes(len(page), "big")
+            for run in _CHANGED.finditer(changes):
+                yield offset + at + run.start(), page[run.start() : run.end()]
 
     def begin_store(self, max_bytes: int, *, whole_only: bool = False) -> StoreExtent | None:
         """Move one extent from dirty to storing and return it; None if there is none that may begin now.

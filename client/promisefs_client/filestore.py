@@ -177,11 +177,13 @@ class FileStore:
         """Take bytes as dirty. Waits for the server only if too much is dirty already."""
         contents = self.contents(vnode)
         state = self._state(vnode)
+        contents.write(offset, data)
+        if not contents.is_dirty:
+            return  # pages written back for a break, with nothing of our own in them
         if vnode.pending_mtime_ns is None:
             vnode.pending_mtime_ns = time.time_ns()
         if state.dirty_since is None:
             state.dirty_since = trio.current_time()
-        contents.write(offset, data)
         if contents.dirty_bytes >= WRITE_BEHIND_BYTES and not state.background and state.retry_at == 0.0:
             state.background = True
             self._cell.nursery.start_soon(self._write_behind, state)

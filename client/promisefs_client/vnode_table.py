@@ -235,7 +235,7 @@ class VnodeTable:
                 grown_to = item.size if vnode.opens and item.size > vnode.size else 0
                 if vnode.contents is not None:
                     vnode.own_versions.clear()
-                    vnode.contents.drop_clean()
+                    vnode.contents.drop_clean(keep_twins=pages and vnode.lookups > 0)
             if vnode.lookups:
                 renew = vnode.kernel_pages and vnode.opens > 0 and not pages
                 work.append(KernelWork(vnode.ino, pages, names, grown_to, renew))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from promisefs_client.contents import BLOCK_BYTES, STORE_BYTES, FileContents, PageCache
+from promisefs_client.contents import BLOCK_BYTES, PAGE_BYTES, STORE_BYTES, FileContents, PageCache
 
 V1, V2, V3 = (1, 1), (1, 2), (1, 3)
 LIMIT = 64 << 20
@@ -412,3 +412,33 @@ def test_forgetting_dirty_contents_is_refused() -> None:
     with pytest.raises(AssertionError, match="lose writes"):
         file.forget()
     assert file.dirty_bytes == 1
+
+
+def page_with(**changed: int) -> bytes:
+    page = bytearray(b"o" * PAGE_BYTES)
+    for name, value in changed.items():
+        page[int(name.removeprefix("at"))] = value
+    return bytes(page)
+
+
+def test_a_page_written_back_during_a_break_is_dirty_only_where_it_differs_from_its_twin() -> None:
+    contents = FileContents(PageCache(1 << 20))
+    contents.set_version((1, 1), PAGE_BYTES)
+    contents.fill(0, page_with(), contents.fill_epoch, (1, 1))
+    contents.drop_clean(keep_twins=True)
+    contents.write(0, page_with(at3=65, at4=66, at9=67))
+    assert contents.dirty_bytes == 3
+    contents.forget_twins()
+    contents.set_version((1, 2), PAGE_BYTES)
+    contents.fill(0, page_with(at5=90), contents.fill_epoch, (1, 2))
+    assert contents.read(0, PAGE_BYTES, PAGE_BYTES) == page_with(at3=65, at4=66, at5=90, at9=67)
+
+
+def test_without_a_twin_all_of_a_page_is_dirty() -> None:
+    contents = FileContents(PageCache(1 << 20))
+    contents.set_version((1, 1), PAGE_BYTES)
+    contents.fill(0, page_with(), contents.fill_epoch, (1, 1))
+    contents.drop_clean(keep_twins=True)
+    contents.forget_twins()
+    contents.write(0, page_with(at3=65))
+    assert contents.dirty_bytes == PAGE_BYTES

@@ -384,7 +384,6 @@ def test_trap_10_reads_are_never_short_before_the_end(cell: View) -> None:
     assert os.stat(cell.b / "f").st_size == counter.stored == os.stat(cell.a / "f").st_size
 
 
-@pytest.mark.xfail(strict=True, reason="pages are not yet merged against what the kernel was given (twins)")
 def test_trap_11_laundered_pages_do_not_undo_bytes_of_another_mount(cell: View) -> None:
     """One page, mapped and dirty on one mount when the other stores different bytes of it."""
     (cell.a / "f").write_bytes(bytes(PAGE))
