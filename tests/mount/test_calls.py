@@ -157,6 +157,24 @@ def test_appenders_in_turn_on_both_mounts(cell: View) -> None:
     assert (cell.a / "log").read_bytes() == expected == (cell.b / "log").read_bytes()
 
 
+@pytest.mark.parametrize("access", [os.O_WRONLY, os.O_RDWR])
+@pytest.mark.parametrize("size", [10, 4096, 5000, 70_000])
+def test_appenders_whose_kernel_has_not_seen_the_new_end(cell: View, access: int, size: int) -> None:
+    """Nothing makes the kernel ask for the size in between, and it splits writes at pages of its own idea of the end."""
+    expected = bytearray()
+    with (
+        opened(cell.a / "log", access | os.O_APPEND | os.O_CREAT) as one,
+        opened(cell.b / "log", access | os.O_APPEND) as other,
+    ):
+        for i in range(12):
+            line = bytes([i + 1]) * (size + i % 3 // 2)
+            os.write((one, other)[i % 2], line)
+            os.fsync((one, other)[i % 2])
+            expected += line
+    assert os.stat(cell.a / "log").st_size == len(expected)
+    assert (cell.a / "log").read_bytes() == expected == (cell.b / "log").read_bytes()
+
+
 def test_vectors_and_copies_between_descriptors(cell: View) -> None:
     content = bytes_for(2, 500_000)
     with opened(cell.a / "f", os.O_RDWR | os.O_CREAT) as fd, opened(cell.a / "copy", os.O_RDWR | os.O_CREAT) as copy:
