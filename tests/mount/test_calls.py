@@ -160,7 +160,7 @@ def test_appenders_in_turn_on_both_mounts(cell: View) -> None:
 @pytest.mark.parametrize("access", [os.O_WRONLY, os.O_RDWR])
 @pytest.mark.parametrize("size", [10, 4096, 5000, 70_000])
 def test_appenders_whose_kernel_has_not_seen_the_new_end(cell: View, access: int, size: int) -> None:
-    """Nothing makes the kernel ask for the size in between, and it splits writes at pages of its own idea of the end."""
+    """Nothing makes the kernel ask for the size; it splits writes at pages of its own idea of the end."""
     expected = bytearray()
     with (
         opened(cell.a / "log", access | os.O_APPEND | os.O_CREAT) as one,
@@ -173,6 +173,20 @@ def test_appenders_whose_kernel_has_not_seen_the_new_end(cell: View, access: int
             expected += line
     assert os.stat(cell.a / "log").st_size == len(expected)
     assert (cell.a / "log").read_bytes() == expected == (cell.b / "log").read_bytes()
+
+
+@pytest.mark.parametrize("access", [os.O_WRONLY, os.O_RDWR])
+@pytest.mark.parametrize("old_size", [353, 8192, 210_000])
+def test_appending_after_the_file_was_cut_elsewhere(cell: View, access: int, old_size: int) -> None:
+    """The kernel still believes in the old end, and splits the write at the pages that it would touch there."""
+    (cell.a / "log").write_bytes(bytes(old_size))
+    with opened(cell.b / "log", access | os.O_APPEND) as fd:
+        os.fstat(fd)
+        (cell.a / "log").write_bytes(b"short")
+        os.write(fd, b"z" * 5000)
+        assert os.fstat(fd).st_size == 5005
+    for view in cell.both:
+        assert (view / "log").read_bytes() == b"short" + b"z" * 5000
 
 
 def test_vectors_and_copies_between_descriptors(cell: View) -> None:
