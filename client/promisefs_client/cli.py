@@ -13,6 +13,7 @@ from typing import Any
 import click
 import trio
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from .errors import ExitCode, UserError
@@ -199,16 +200,16 @@ def _state_table(state: dict[str, Any]) -> Table:
 
 def _overview(states: list[dict[str, Any]]) -> Table:
     table = Table(box=None)
-    for title in ("mountpoint", "source", "server", "open", "dirty bytes", "cached bytes", "promises"):
-        table.add_column(title)
+    for title in ("mountpoint", "source", "server", "open", "dirty", "cached", "promises"):
+        table.add_column(title, overflow="fold")
     for state in states:
         table.add_row(
             state["mountpoint"],
             state["source"],
             "connected" if state["connected"] else "AWAY",
             str(state["open_files"]),
-            str(state["dirty_bytes"]),
-            str(state["cache_bytes"]),
+            decimal(state["dirty_bytes"]),
+            decimal(state["cache_bytes"]),
             str(state["promises"]),
         )
     return table
