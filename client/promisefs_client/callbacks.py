@@ -101,6 +101,7 @@ class CallbackService:
             return
         cell.drop_stale_later()
         if byte:
+            vnode.told_size = max(vnode.told_size, item.grown_to)
             await cell.kernel.store_byte(item.ino, item.grown_to - 1, byte)
 
     async def reset(self) -> None:

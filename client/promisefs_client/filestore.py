@@ -180,7 +180,7 @@ class FileStore:
         contents.write(offset, data)
         if not contents.is_dirty:
             return  # pages written back for a break, with nothing of our own in them
-        if vnode.pending_mtime_ns is None:
+        if vnode.pending_mtime_ns in (None, vnode.status.mtime_ns):  # not dirty, or an mtime that was set in between
             vnode.pending_mtime_ns = time.time_ns()
         if state.dirty_since is None:
             state.dirty_since = trio.current_time()

@@ -77,20 +77,19 @@ def _handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corou
 
 
 class _OpenFile:
-    __slots__ = ("_appends", "_may_be_mapped", "readahead", "vnode")
+    __slots__ = ("_appends", "readahead", "vnode")
 
     def __init__(self, vnode: Vnode, flags: int) -> None:
         self.vnode = vnode
         self._appends = bool(flags & os.O_APPEND)
-        self._may_be_mapped = flags & os.O_ACCMODE == os.O_RDWR
         self.readahead = Readahead()
 
     def appends(self, offset: int) -> bool:
         """Whether a WRITE at `offset` comes from write(2) with O_APPEND.
 
-        The kernel writes mapped pages back through the same handle, if it can be mapped; those begin at a page.
+        The kernel writes mapped pages back through the same handle; those begin at a page, below the size it knows.
         """
-        return self._appends and not (self._may_be_mapped and offset % mmap.PAGESIZE == 0)
+        return self._appends and (offset % mmap.PAGESIZE != 0 or offset >= self.vnode.told_size)
 
 
 class _OpenDirectory:
@@ -296,6 +295,7 @@ class Operations(pyfuse3.Operations):
                 raise FsError(errno.ESTALE)  # the kernel looks the name up again
             if flags & os.O_TRUNC:
                 await self._files.truncate(vnode, StoreStatus(vnode.fid, None, None, None, 0, None, None))
+                vnode.told_size = 0
         except BaseException:
             self._cell.close_handle(vnode)
             raise
@@ -338,12 +338,14 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self._open_files[fh]
         vnode = file.vnode
+        kernels_end = off + len(buf)
         if file.appends(off):
             # The kernel's idea of the end may be from before another mount appended.
             await self._cell.validate(vnode)
             if off != vnode.size:
                 off = vnode.size
                 self._cell.drop_pages_later(vnode)
+        vnode.told_size = max(vnode.told_size, kernels_end)
         await self._files.write(vnode, off, buf)
         return len(buf)
 

@@ -56,6 +56,7 @@ class Vnode:
         "promise_until",
         "status",
         "target",
+        "told_size",
     )
 
     def __init__(self, fid: Fid, ino: int, status: Status) -> None:
@@ -73,6 +74,7 @@ class Vnode:
         self.names: DirectoryNames | None = None  # present iff a directory and some names are known
         self.target: bytes | None = None  # of a symlink; never changes
         self.pending_mtime_ns: int | None = None  # present iff contents are dirty: goes out with the store
+        self.told_size = 0  # the size the kernel believes in: as it was last told, or as far as it wrote since
         self.own_versions: set[int] = set()  # data versions our stores made, ahead of the label (replies out of order)
 
     @property
