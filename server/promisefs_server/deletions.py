@@ -46,7 +46,8 @@ class Deletions:
             while self._pending:
                 batch = self._pending[:BATCH]
                 await trio.to_thread.run_sync(self._delete, batch)
-                del self._pending[:BATCH]
+                # More may have been added meanwhile: only what was deleted goes.
+                del self._pending[: len(batch)]
                 self._done.set()
                 self._done = trio.Event()
 

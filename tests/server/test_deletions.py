@@ -1,0 +1,40 @@
+"""Data files of vnodes that are gone are deleted, all of them, while more go and after a crash."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+from promisefs_server.datafiles import DataFiles
+from server_cell import Cell, settled
+
+
+def data_files(folder: Path) -> list[Path]:
+    return [path for path in (folder / "data").rglob("*") if path.is_file()]
+
+
+async def test_what_is_added_during_a_batch_is_deleted_too(
+    cell: Cell, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    real = DataFiles.delete
+
+    def slow(files: DataFiles, key: int) -> None:
+        assert go_on.wait(10)
+        real(files, key)
+
+    monkeypatch.setattr(DataFiles, "delete", slow)
+    a = await cell.connected()
+    for i in range(4):
+        await a.store((await a.create(b"%d" % i)).fid, b"x")
+    await a.unlink(b"0")
+    await trio.testing.wait_all_tasks_blocked()
+    for i in range(1, 4):
+        await a.unlink(b"%d" % i)
+    go_on.set()
+    with trio.fail_after(10):
+        while cell.server.deletions._pending:
+            await settled()
+    assert data_files(folder) == []
