@@ -113,7 +113,7 @@ class CallbackService:
         if cell.kernel.has_epochs:
             cell.kernel.drop_every_name()  # so everything that is reached by a path is asked for again
             await self._bounded(lambda: cell.kernel.drop(urgent))
-            cell.nursery.start_soon(cell.kernel.drop, rest)
+            cell.start(cell.kernel.drop, rest)
         else:
             await self._bounded(lambda: cell.kernel.drop([*urgent, *rest]))
 
@@ -128,7 +128,7 @@ class CallbackService:
             finally:
                 done.set()
 
-        self.cell.nursery.start_soon(run)
+        self.cell.start(run)
         with trio.move_on_after(self.ack_wait_s):
             await done.wait()
         if not done.is_set():

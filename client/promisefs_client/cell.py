@@ -8,7 +8,7 @@ answer as of a moment after they began.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -49,7 +49,18 @@ class Cell:
         self.session = session
         self.table = table
         self.kernel = kernel
-        self.nursery = nursery
+        self._nursery = nursery
+
+    def start(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run something in the background. A defect in it is logged; it does not end the mount."""
+        self._nursery.start_soon(self._guarded, function, args)
+
+    @staticmethod
+    async def _guarded(function: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
+        try:
+            await function(*args)
+        except Exception:
+            log.exception("%s failed: a defect here", getattr(function, "__name__", function))
 
     def valid(self, vnode: Vnode) -> bool:
         return self.table.valid(vnode, trio.current_time())
@@ -104,7 +115,7 @@ class Cell:
         work = self.table.found_stale
         if work:
             self.table.found_stale = []
-            self.nursery.start_soon(self.kernel.drop, work)
+            self.start(self.kernel.drop, work)
 
     async def drop_stale(self) -> None:
         """The same, and wait: only where the kernel holds no page of the file locked for us."""
@@ -114,7 +125,7 @@ class Cell:
             await self.kernel.drop(work)
 
     def drop_pages_later(self, vnode: Vnode) -> None:
-        self.nursery.start_soon(self.kernel.drop, [KernelWork(vnode.ino, True, False, 0)])
+        self.start(self.kernel.drop, [KernelWork(vnode.ino, True, False, 0)])
 
     # Handles
 
@@ -136,7 +147,7 @@ class Cell:
     def give_up_open(self, fids: list[Fid]) -> None:
         """Tell the server that these deleted files need not be kept for us."""
         if fids:
-            self.nursery.start_soon(self._give_up, GiveUpOpen(tuple(fids)))
+            self.start(self._give_up, GiveUpOpen(tuple(fids)))
 
     async def _give_up(self, request: GiveUpOpen | GiveUpCallBacks) -> None:
         try:

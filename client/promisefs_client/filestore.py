@@ -130,7 +130,7 @@ class FileStore:
             runs.pop()
         for run in runs:
             self._announce(state, run)
-            self._cell.nursery.start_soon(self._fetch_announced, vnode, contents, run)
+            self._cell.start(self._fetch_announced, vnode, contents, run)
 
     @staticmethod
     def _announce(state: _FileState, run: range) -> None:
@@ -186,7 +186,7 @@ class FileStore:
             state.dirty_since = trio.current_time()
         if contents.dirty_bytes >= WRITE_BEHIND_BYTES and not state.background and state.retry_at == 0.0:
             state.background = True
-            self._cell.nursery.start_soon(self._write_behind, state)
+            self._cell.start(self._write_behind, state)
         if self._cache.dirty_bytes > self._cache.limit_bytes * DIRTY_SHARE:
             await self._relieve(vnode)
 

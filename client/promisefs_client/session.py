@@ -28,6 +28,7 @@ from promisefs_protocol.messages import (
     GiveUpAllCallBacks,
     Hello,
     HelloReply,
+    Method,
     Operation,
     RenewLease,
     Role,
@@ -38,6 +39,8 @@ from promisefs_protocol.transport import ConnectionLost, Handler, Peer, Reply
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
+MAX_CALLS = 512
+"""Calls in flight; further ones wait. Below what the connection allows."""
 FIRST_RETRY_S = 0.05
 LONGEST_RETRY_S = 1.0
 BUSY_RETRY_S = 0.2
@@ -89,6 +92,8 @@ class ServerSession:
         self._on_callback = on_callback
         self._on_lease_lost = on_lease_lost
         self._calls: Peer | None = None
+        self._slots = trio.Semaphore(MAX_CALLS)
+        self._server: bytes | None = None  # UUID of the store we know; fids mean nothing to another one
         self._up = trio.Event()
         self._lease_began = trio.Event()
         self._next_operation = 0
@@ -108,21 +113,25 @@ class ServerSession:
         self.call_counts[method.name] = self.call_counts.get(method.name, 0) + 1
         deadline = trio.current_time() + (self.timeout_s if timeout_s is None else timeout_s)
         with trio.move_on_at(deadline):
-            while True:
-                peer = await self._wait_connected()
-                try:
-                    return await peer.call(request, bulk)
-                except ConnectionLost:
-                    if self._calls is peer:
-                        self._disconnected()
-                except Aborted as refusal:
-                    if refusal.code not in _TRANSIENT:
-                        raise
-                    log.debug("%s: %s; trying again", method.name, refusal)
-                    await trio.sleep(BUSY_RETRY_S)
-                if method.names_once:
-                    request = request._replace(operation=request.operation._replace(repeated=True))
+            async with self._slots:
+                return await self._call_repeatedly(method, request, bulk)
         raise ServerUnavailable(f"{method.name}: no answer from {self.address}")
+
+    async def _call_repeatedly(self, method: Method, request: Any, bulk: Piece | None) -> tuple[Any, bytes | None]:
+        while True:
+            peer = await self._wait_connected()
+            try:
+                return await peer.call(request, bulk)
+            except ConnectionLost:
+                if self._calls is peer:
+                    self._disconnected()
+            except Aborted as refusal:
+                if refusal.code not in _TRANSIENT:
+                    raise
+                log.debug("%s: %s; trying again", method.name, refusal)
+                await trio.sleep(BUSY_RETRY_S)
+            if method.names_once:
+                request = request._replace(operation=request.operation._replace(repeated=True))
 
     @contextmanager
     def operation(self) -> Iterator[Operation]:
@@ -152,7 +161,7 @@ class ServerSession:
             except (OSError, Refused, Aborted, trio.TooSlowError) as error:
                 if self.connects == 0:
                     raise
-                log.info("%s: %s", self.address, error)
+                log.log(logging.ERROR if isinstance(error, Refused) else logging.INFO, "%s: %s", self.address, error)
             if self.connects != before:
                 log.warning("connection to %s lost", self.address)
                 retry_s = FIRST_RETRY_S
@@ -166,6 +175,7 @@ class ServerSession:
                 with trio.fail_after(CONNECT_TIMEOUT_S):
                     sent_at = trio.current_time()
                     callbacks, hello = await self._dial(Role.CALLBACKS, self._on_callback, nursery)
+                    self._check_server(hello.server)
                     self._extend_lease(sent_at, hello.lease_ms / 1000)
                     calls, _ = await self._dial(Role.CALLS, _serve_nothing, nursery)
                 self.connects += 1
@@ -195,6 +205,11 @@ class ServerSession:
         except Aborted as refusal:
             raise Refused(f"{self.address}: {refusal}") from None
         return peer, reply
+
+    def _check_server(self, server: bytes) -> None:
+        if self._server not in (None, server):
+            raise Refused(f"{self.address} serves another store now: unmount, or bring the old one back")
+        self._server = server
 
     async def _renew_while_connected(self, callbacks: Peer, calls: Peer) -> None:
         while not callbacks.closed and not calls.closed:
