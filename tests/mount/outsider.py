@@ -36,7 +36,7 @@ class Outsider:
 
     def __init__(self, prelude: str = "") -> None:
         command = [sys.executable, "-S", "-E", "-c", _CHILD]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._say(prelude)
 
     def __enter__(self) -> Outsider:
@@ -46,13 +46,17 @@ class Outsider:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.kill()
-        self._process.communicate(timeout=ANSWER_S)
+        self._process.wait(ANSWER_S)
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
 
     def tell(self, expression: str) -> None:
         """Have it begin; `answer` follows."""
         self._say(expression)
 
     def has_answered(self, within_s: float = 0.0) -> bool:
+        # An answer is read whole, and none comes unasked: nothing is left in the buffer.
         return bool(select.select([self._process.stdout], [], [], within_s)[0])
 
     def answer(self, limit_s: float = ANSWER_S) -> object:
@@ -84,3 +88,4 @@ class Outsider:
     def _say(self, text: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(repr(text).encode() + b"\n")
+        self._process.stdin.flush()
