@@ -76,6 +76,7 @@ class Peer:
         self._sending = False
         self._serving = trio.Semaphore(MAX_CALLS_SERVED)
         self._closed = False
+        self._running = trio.CancelScope()
         self._ended = trio.Event()
 
     @property
@@ -92,13 +93,13 @@ class Peer:
         Raises nothing but trio.Cancelled. What is being served for the peer is cancelled.
         """
         try:
-            async with trio.open_nursery() as nursery:
-                try:
-                    await self._read_all(nursery)
-                finally:
-                    # Before the nursery is waited for: a sender in it is shielded, and only this wakes it.
-                    await self.close()
-                    nursery.cancel_scope.cancel()
+            with self._running:
+                async with trio.open_nursery() as nursery:
+                    try:
+                        await self._read_all(nursery)
+                    finally:
+                        # Before the nursery is waited for: a sender in it is shielded, and only this wakes it.
+                        await self.close()
         finally:
             self._closed = True
             for slot in self._slots.values():
@@ -107,8 +108,12 @@ class Peer:
             self._ended.set()
 
     async def close(self) -> None:
-        """End the connection now; `run` returns soon after."""
+        """End the connection now: no call begins any more, those being served are cancelled, `run` returns.
+
+        `wait_closed` tells when the last of them has ended. A handler of this peer must not wait for that.
+        """
         self._closed = True
+        self._running.cancel()
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self._stream)
 
@@ -161,6 +166,9 @@ class Peer:
 
     async def _serve(self, event: CallReceived) -> None:
         try:
+            if self._closed:
+                # The peer may have repeated it elsewhere already: here it would come too late.
+                return
             try:
                 reply, bulk = await self._handler(event.request, event.bulk)
                 pieces = self._connection.send_reply(event.xid, reply, bulk)

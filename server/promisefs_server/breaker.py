@@ -340,6 +340,7 @@ class Breaker:
             self.mark_stale(contact)
         if old is not None:
             await old.close()
+            await old.wait_closed()
         await self._renew_when_fresh(contact, received_s)
 
     def callbacks_lost(self, contact: Contact, peer: Peer) -> None:

@@ -155,5 +155,7 @@ class Session:
             old, contact.calls = contact.calls, self._peer
             if old is not None:
                 await old.close()
+                # What the host repeats here, and what it does next, comes after all that was begun there.
+                await old.wait_closed()
         lease_ms = int(server.lease_s * 1000)
         return HelloReply(version, server.store.uuid, server.store.starts, lease_ms, lease_ms)

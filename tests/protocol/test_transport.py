@@ -434,3 +434,54 @@ async def test_a_small_call_is_sent_as_one_piece() -> None:
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert sends == 1
+
+
+async def test_no_call_begins_after_close_though_one_was_waiting_for_its_turn() -> None:
+    begun: list[int] = []
+    freed = trio.Event()
+
+    async def serve(request: Any, bulk: bytes | None) -> Reply:
+        begun.append(request.fids[0].vnode)
+        with trio.CancelScope(shield=True):
+            await freed.wait()
+        return Empty(), None
+
+    a, b = memory_stream_pair()
+    server = Peer(b, serve, "to client")
+    calls = Connection()
+    burst = b"".join(
+        bytes(piece) for i in range(MAX_CALLS_SERVED + 2) for piece in calls.send_call(Sync((Fid(1, i + 1, 1),)))[1]
+    )
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run)
+            await a.send_all(burst)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(begun) == MAX_CALLS_SERVED
+            await server.close()
+            freed.set()
+            await server.wait_closed()
+    assert len(begun) == MAX_CALLS_SERVED
+
+
+async def test_closing_cancels_what_is_being_served_at_once() -> None:
+    cancelled = trio.Event()
+
+    async def serve(request: Any, bulk: bytes | None) -> Reply:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    async with joined_peers(serve) as (client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(fails_with_connection_lost, client)
+        await trio.testing.wait_all_tasks_blocked()
+        await server.close()
+        await server.wait_closed()
+        assert cancelled.is_set()
+
+
+async def fails_with_connection_lost(peer: Peer) -> None:
+    with pytest.raises(ConnectionLost):
+        await peer.call(Sync(()))
