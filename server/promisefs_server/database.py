@@ -25,6 +25,8 @@ SCHEMA_VERSION = 1
 APPLICATION_ID = 0x70667364  # "pfsd"
 CACHE_KIB = 16384
 BUSY_TIMEOUT_S = 5.0
+WAL_BYTES = 32 << 20
+"""Beyond this the WAL is made to begin anew, and is cut to this then."""
 
 
 class Database:
@@ -57,6 +59,7 @@ class Database:
         self.execute("PRAGMA journal_mode=WAL").fetchall()
         self.execute("PRAGMA synchronous=FULL")
         self.execute("PRAGMA wal_autocheckpoint=0").fetchall()
+        self.execute(f"PRAGMA journal_size_limit={WAL_BYTES}").fetchall()
         self.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         self.execute("PRAGMA temp_store=MEMORY")
         self.execute("PRAGMA trusted_schema=OFF")
@@ -97,6 +100,17 @@ class Database:
     def relax(self) -> None:
         """From now on commits are not synced each; see the module's text."""
         self.execute("PRAGMA synchronous=NORMAL")
+
+    @property
+    def wal_is_large(self) -> bool:
+        return self.wal_path.stat().st_size > WAL_BYTES
+
+    def restart_wal(self) -> None:
+        """Move what is left in the WAL into the database, so that the next transaction begins it anew.
+
+        Not for a thread: only here can nothing be committed meanwhile. Short if a checkpoint has just ended.
+        """
+        self.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def close(self, *, clean: bool) -> None:
         """Close; with `clean`, note durably that nothing is missing."""

@@ -146,18 +146,27 @@ class Durability:
     # Checkpoints
 
     async def run_checkpoints(self) -> None:
-        """Move the WAL into the database now and then, until cancelled. Never holds up a transaction for long."""
+        """Move the WAL into the database now and then, until cancelled. Never holds up a transaction for long.
+
+        SQLite reuses the WAL from its start only when all of it has been moved, so the last bit is moved here, between
+        transactions, if the WAL is large.
+        """
         limiter = trio.CapacityLimiter(1)
         checkpointed, since_s = self._database.commits, 0.0
         while True:
             await trio.sleep(CHECKPOINT_POLL_S)
             since_s += CHECKPOINT_POLL_S
             pending = self._database.commits - checkpointed
-            if pending >= CHECKPOINT_COMMITS or (pending and since_s >= CHECKPOINT_IDLE_S):
+            if not pending:
+                continue
+            if pending >= CHECKPOINT_COMMITS or since_s >= CHECKPOINT_IDLE_S or self._database.wal_is_large:
                 commits = self._database.commits
                 try:
                     await trio.to_thread.run_sync(_checkpoint, self._database.path, limiter=limiter)
-                except sqlite3.Error as error:
+                    if self._database.wal_is_large:
+                        # Under load there are always commits that the thread had not seen.
+                        self._database.restart_wal()
+                except (sqlite3.Error, OSError) as error:
                     log.error("checkpoint of %s: %s", self._database.path, error)
                 checkpointed, since_s = commits, 0.0
 
@@ -168,7 +177,7 @@ class Durability:
 def _checkpoint(path: Path) -> None:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     try:
-        # The second one takes what was committed during the first, so that the WAL can begin anew.
+        # The second one takes what was committed during the first, so that little is left to do.
         for _ in range(2):
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
     finally:
