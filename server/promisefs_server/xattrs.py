@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import MAX_XATTR_VALUE_BYTES
-from promisefs_protocol.messages import XattrFlags
+from promisefs_protocol.messages import MAX_LIST, XattrFlags
 
 from .database import Database
 from .vnodes import Vnode, VnodeTable
@@ -47,7 +47,8 @@ class Xattrs:
             raise Aborted(AbortCode.EXIST, "the extended attribute exists")
         if not exists and flags & XattrFlags.REPLACE:
             raise Aborted(AbortCode.NODATA, "no such extended attribute")
-        if not exists and sum(len(n) + 1 for n in (*names, name)) > MAX_NAMES_BYTES:
+        names_bytes = sum(len(n) + 1 for n in (*names, name))
+        if not exists and (len(names) >= MAX_LIST or names_bytes > MAX_NAMES_BYTES):
             raise Aborted(AbortCode.NOSPC, "too many extended attributes")
         self._database.execute("INSERT OR REPLACE INTO xattrs VALUES (?, ?, ?)", (vnode.key, name, value))
         return self._counted(vnode, len(names) + (not exists), now_ns)

@@ -13,7 +13,7 @@ import pytest
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
-from promisefs_protocol.messages import CreateFile, FetchDirectory, MakeDir, SetXattr
+from promisefs_protocol.messages import MAX_LIST, CreateFile, FetchDirectory, ListXattrs, MakeDir, SetXattr
 from server_cell import Cell, Client
 
 
@@ -137,6 +137,21 @@ async def test_vnode_numbers_are_never_used_twice(cell: Cell) -> None:
         fids.add((await a.create(b"f")).fid.vnode)
         await a.unlink(b"f")
     assert len(fids) == 5
+
+
+async def test_no_more_xattrs_than_one_reply_lists(cell: Cell) -> None:
+    a = await cell.connected()
+    f = await a.create(b"f")
+    store = cell.server.store
+    with store.database.transaction():
+        rows = ((store.vnodes.get(f.fid).key, b"user.%d" % i, b"") for i in range(MAX_LIST))
+        for row in rows:
+            store.database.execute("INSERT INTO xattrs VALUES (?, ?, ?)", row)
+    with pytest.raises(Aborted) as refusal:
+        await a.calls.call(SetXattr(f.fid, b"user.one-too-many", 0), b"")
+    assert refusal.value.code == AbortCode.NOSPC
+    await a.calls.call(SetXattr(f.fid, b"user.0", 0), b"replaced")
+    assert len((await a.call(ListXattrs(f.fid))).names) == MAX_LIST
 
 
 async def test_xattrs(cell: Cell) -> None:
