@@ -56,6 +56,7 @@ class Outsider:
         self._say(expression)
 
     def has_answered(self, within_s: float = 0.0) -> bool:
+        assert self._process.stdout is not None
         # An answer is read whole, and none comes unasked: nothing is left in the buffer.
         return bool(select.select([self._process.stdout], [], [], within_s)[0])
 

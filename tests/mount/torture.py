@@ -226,8 +226,13 @@ class Worker:
             self._held.pop(number).close()
         elif len(self._held) >= HELD:
             self._held.pop(self._rng.choice(list(self._held))).close()
+        truth = self._board.truth(number)
         with self._only_expected(f"open of {name_of(number)}"), suppress(FileNotFoundError, ValueError):
-            self._held[number] = HeldFile(self.path(number))  # ValueError: it has just been made and is empty
+            try:
+                self._held[number] = HeldFile(self.path(number))  # ValueError: it has just been made and is empty
+            except OSError as error:
+                if _raced(error) and not truth.in_flux and self._board.truth(number) == truth:
+                    raise
 
     def use_held(self) -> None:
         if not self._held:
@@ -327,9 +332,13 @@ class Worker:
 
 def _by_reading(mount: Path, number: int) -> object:
     try:
-        content = Path(mount, name_of(number)).read_bytes()
+        file = open(os.path.join(mount, name_of(number)), "rb")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        return _raced(error)
+    with file:
+        content = file.read()
     first, last = content[:STAMP_BYTES], content[-STAMP_BYTES:]
     return int.from_bytes(first, "little") if first == last else f"torn {first!r} {last!r}", len(content)
 
@@ -339,6 +348,18 @@ def _by_stat(mount: Path, number: int) -> object:
         return None, os.stat(os.path.join(mount, name_of(number))).st_size
     except FileNotFoundError:
         return None
+    except OSError as error:
+        return _raced(error)
+
+
+def _raced(error: OSError) -> object:
+    """A path whose file is replaced again and again may give ESTALE (the kernel tries only twice), an open file never.
+
+    So it is right while the name is in flux, and wrong, like any other value, while it is not.
+    """
+    if error.errno != errno.ESTALE:
+        raise error
+    return "ESTALE"
 
 
 def _by_listing(mount: Path) -> dict[int, object]:
