@@ -27,6 +27,7 @@ from .connection import (
     RemoteProtocolError,
     ReplyReceived,
 )
+from .messages import FetchData
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ RECEIVE_BYTES = 65536
 MAX_RECEIVE_BYTES = 1 << 20
 MAX_CALLS_SERVED = 256
 """Calls of one peer being served at a time; more are not read until some are done."""
+MAX_BYTES_SERVED = 32 << 20
+"""Bytes held for one peer: what came with its calls, what they ask for, and answers that it has not taken yet. Beyond
+it no call begins, unless nothing else is going on, and no more are read."""
 
 Reply = tuple[Any, Piece | None]
 """A reply message and its bulk, if any."""
@@ -73,6 +77,11 @@ class Peer:
         self._connection = Connection()
         self._slots: dict[int, _Slot] = {}
         self._outbox: deque[Piece] = deque()
+        self._outbox_bytes = 0
+        """Of the outbox, and of what has been taken from it but not sent."""
+        self._held_bytes = 0
+        """Of the calls being served, see `_bytes_for`."""
+        self._less_held = trio.Event()
         self._sending = False
         self._serving = trio.Semaphore(MAX_CALLS_SERVED)
         self._closed = False
@@ -159,12 +168,21 @@ class Peer:
                     if slot := self._slots.get(event.xid):
                         slot.set(Aborted(event.code, event.message))
                 elif isinstance(event, CallReceived):
+                    held_bytes = _bytes_for(event)
+                    await self._wait_room(held_bytes)
                     await self._serving.acquire()
-                    nursery.start_soon(self._serve, event)
+                    self._held_bytes += held_bytes
+                    nursery.start_soon(self._serve, event, held_bytes)
                 else:
+                    await self._wait_room(0)
                     await self._refuse(event)
 
-    async def _serve(self, event: CallReceived) -> None:
+    async def _wait_room(self, wanted_bytes: int) -> None:
+        while (bytes_now := self._held_bytes + self._outbox_bytes) and bytes_now + wanted_bytes > MAX_BYTES_SERVED:
+            self._less_held = trio.Event()
+            await self._less_held.wait()
+
+    async def _serve(self, event: CallReceived, held_bytes: int) -> None:
         try:
             if self._closed:
                 # The peer may have repeated it elsewhere already: here it would come too late.
@@ -180,8 +198,13 @@ class Peer:
             except Exception:
                 log.exception("%s: %s failed: a defect here", self.description, event.method.name)
                 pieces = self._connection.send_abort(event.xid, AbortCode.INTERNAL, "internal error, see the log")
+            # Now they are the outbox's.
+            self._held_bytes -= held_bytes
+            held_bytes = 0
             await self._send_quietly(pieces)
         finally:
+            self._held_bytes -= held_bytes
+            self._less_held.set()
             self._serving.release()
 
     async def _refuse(self, event: BadCallReceived) -> None:
@@ -203,16 +226,21 @@ class Peer:
 
     async def _send(self, pieces: list[Piece]) -> None:
         self._outbox.extend(pieces)
+        self._outbox_bytes += sum(map(len, pieces))
         if self._sending:
             return
         self._sending = True
         try:
             with trio.CancelScope(shield=True):
                 while self._outbox:
-                    await self._stream.send_all(self._next_batch())
+                    batch = self._next_batch()
+                    await self._stream.send_all(batch)
+                    self._outbox_bytes -= len(batch)
+                    self._less_held.set()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await self.close()  # wakes the reader, which may not have noticed
             self._outbox.clear()
+            self._outbox_bytes = 0
             raise ConnectionLost(self.description) from None
         finally:
             self._sending = False
@@ -228,3 +256,9 @@ class Peer:
             size += len(outbox[0])
             batch.append(outbox.popleft())
         return b"".join(batch)
+
+
+def _bytes_for(event: CallReceived) -> int:
+    """What serving a call takes at most: the bulk that came with it and the bulk that it asks for."""
+    asked_bytes = event.request.length if isinstance(event.request, FetchData) else 0
+    return asked_bytes + len(event.bulk or b"")

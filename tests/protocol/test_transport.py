@@ -26,7 +26,7 @@ from promisefs_protocol.messages import (
     StoreData,
     Sync,
 )
-from promisefs_protocol.transport import MAX_CALLS_SERVED, ConnectionLost, Handler, Peer, Reply
+from promisefs_protocol.transport import MAX_BYTES_SERVED, MAX_CALLS_SERVED, ConnectionLost, Handler, Peer, Reply
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pair
 
 MemoryStream = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
@@ -485,3 +485,49 @@ async def test_closing_cancels_what_is_being_served_at_once() -> None:
 async def fails_with_connection_lost(peer: Peer) -> None:
     with pytest.raises(ConnectionLost):
         await peer.call(Sync(()))
+
+
+async def test_a_peer_that_does_not_read_has_a_bounded_number_of_bytes_fetched_for_it() -> None:
+    size = 1 << 20
+    served = 0
+
+    async def serve(request: Any, bulk: bytes | None) -> Reply:
+        nonlocal served
+        served += 1
+        return entry(1), bytes(size)
+
+    a, b = trio.testing.lockstep_stream_pair()
+    server = Peer(b, serve, "to client")
+    calls = Connection()
+    burst = b"".join(bytes(p) for _ in range(100) for p in calls.send_call(FetchData(Fid(1, 1, 1), 0, size))[1])
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run)
+            await a.send_all(burst)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            # One is in the stream's hands; replies are a little longer than their bulk.
+            assert MAX_BYTES_SERVED // size - 1 <= served <= MAX_BYTES_SERVED // size + 1
+            answers = 0
+            while answers < 100:
+                answers += len(calls.receive(await a.receive_some(1 << 20)))
+            assert served == 100
+            await a.aclose()
+
+
+async def test_calls_with_bulk_that_cannot_be_served_yet_are_not_all_read() -> None:
+    held = trio.Event()
+    served = 0
+
+    async def serve(request: Any, bulk: bytes | None) -> Reply:
+        nonlocal served
+        served += 1
+        await held.wait()
+        return entry(1), None
+
+    async with joined_peers(serve) as (client, _), trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(client.call, StoreData(Fid(1, 1, 1), 0, None, False), bytes(1 << 20))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert served == MAX_BYTES_SERVED >> 20
+        held.set()
+    assert served == 100
