@@ -9,7 +9,7 @@
 --   clean            1 iff it was shut down cleanly and has not been started since
 -- volumes      what is served; nothing in a transaction spans two of them
 --   root             vnode of the root directory
---   next_vnode       no number from here on has been used
+--   next_vnode       no number from here on has been used; some are left out at every start that follows an unclean end
 --   incarnation      +1 at every start that was not preceded by a clean shutdown
 -- vnodes       everything that has a fid
 --   uniquifier       random; makes forged and mistaken fids fail

@@ -26,6 +26,8 @@ from .volumes import VolumeTable, make_root_volume
 from .xattrs import Xattrs
 
 LOCK_NAME = "lock"
+SKIPPED_VNODES = 1 << 20
+"""Vnode numbers left out after an unclean start. They are below 2**40, so a million such starts can be afforded."""
 DATA_NAME = "data"
 
 
@@ -63,7 +65,10 @@ class Store:
             self.was_clean = bool(row[2])
             database.execute("UPDATE store SET starts = ?, clean = 0", (self.starts,))
             if not self.was_clean:
-                database.execute("UPDATE volumes SET incarnation = incarnation + 1")
+                # Numbers that were reserved in what may be lost of the WAL may have data files; see `Deletions.sweep`.
+                database.execute(
+                    "UPDATE volumes SET incarnation = incarnation + 1, next_vnode = next_vnode + ?", (SKIPPED_VNODES,)
+                )
         database.relax()
 
     @classmethod
@@ -105,8 +110,16 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise StoreError(f"{folder} is not a directory")
     names = {entry.name for entry in os.scandir(folder)}
-    if DATABASE_NAME not in names and names - {LOCK_NAME, DATA_NAME}:
+    database = folder / DATABASE_NAME
+    if DATABASE_NAME in names and database.stat().st_size:
+        return
+    if names - {DATABASE_NAME, LOCK_NAME, DATA_NAME}:
         raise StoreError(f"{folder} is not empty and no promisefs store: give an empty or new directory")
+    data = folder / DATA_NAME
+    if DATA_NAME in names and any(data.iterdir()):
+        raise StoreError(
+            f"{database} is missing or empty, but {data} is not: restore it from a backup, or give a new directory"
+        )
 
 
 def _lock(path: Path) -> int:

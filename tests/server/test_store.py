@@ -1,0 +1,68 @@
+"""Opening a store: never a new one over an old one's bytes, never a vnode number twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from promisefs_server.errors import StoreError
+from promisefs_server.store import Store
+from server_cell import running_cell
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def paths(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+@pytest.mark.parametrize("spoil", [remove, empty])
+async def test_bytes_without_a_database_are_not_made_a_new_store(folder: Path, spoil: Callable[[Path], None]) -> None:
+    async with running_cell(folder) as cell:
+        a = await cell.connected()
+        await a.store((await a.create(b"f")).fid, b"precious")
+    (folder / "callback-state").unlink()
+    kept = folder.parent / "kept"
+    kept.write_bytes((folder / "store.sqlite").read_bytes())
+    spoil(folder / "store.sqlite")
+    before = paths(folder)
+    with pytest.raises(StoreError, match=r"store\.sqlite is missing or empty, but .*data is not"):
+        Store.open(folder, time.time_ns())
+    assert paths(folder) == before
+    kept.rename(folder / "store.sqlite")
+    async with running_cell(folder) as cell:
+        a = await cell.connected()
+        found = await a.lookup(b"f")
+        assert found is not None and await a.fetch(found.fid) == b"precious"
+
+
+async def test_vnode_numbers_that_power_loss_took_are_not_used_again(folder: Path) -> None:
+    async with running_cell(folder, clean=False) as cell:
+        a = await cell.connected()
+        await a.create(b"before")
+        database = cell.server.store.database.path
+        parts = [database, database.with_name("store.sqlite-wal")]
+        survived = [part.read_bytes() for part in parts]
+        used = set()
+        cell.server.store.volumes.get(1).next_vnode = cell.server.store.volumes.get(1).reserved_below
+        for i in range(3):
+            used.add((await a.create(b"lost%d" % i)).fid.vnode)
+    database.with_name("store.sqlite-shm").unlink(missing_ok=True)
+    for part, content in zip(parts, survived, strict=True):
+        part.write_bytes(content)
+    async with running_cell(folder) as cell:
+        a = await cell.connected()
+        assert await a.lookup(b"before") is not None and await a.lookup(b"lost0") is None
+        new = [(await a.create(b"new%d" % i)).fid.vnode for i in range(3)]
+        assert min(new) > max(used)
+    async with running_cell(folder) as cell:
+        a = await cell.connected()
+        assert (await a.create(b"next")).fid.vnode < min(new) + (1 << 20), "after a clean end none are skipped"
