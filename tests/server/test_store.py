@@ -48,6 +48,7 @@ async def test_vnode_numbers_that_power_loss_took_are_not_used_again(folder: Pat
     async with running_cell(folder, clean=False) as cell:
         a = await cell.connected()
         await a.create(b"before")
+        uuid = a.uuid
         database = cell.server.store.database.path
         parts = [database, database.with_name("store.sqlite-wal")]
         survived = [part.read_bytes() for part in parts]
@@ -59,10 +60,10 @@ async def test_vnode_numbers_that_power_loss_took_are_not_used_again(folder: Pat
     for part, content in zip(parts, survived, strict=True):
         part.write_bytes(content)
     async with running_cell(folder) as cell:
-        a = await cell.connected()
+        a = await cell.connected(uuid)
         assert await a.lookup(b"before") is not None and await a.lookup(b"lost0") is None
         new = [(await a.create(b"new%d" % i)).fid.vnode for i in range(3)]
         assert min(new) > max(used)
     async with running_cell(folder) as cell:
-        a = await cell.connected()
+        a = await cell.connected(uuid)
         assert (await a.create(b"next")).fid.vnode < min(new) + (1 << 20), "after a clean end none are skipped"
