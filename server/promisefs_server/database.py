@@ -21,7 +21,7 @@ from typing import Any
 from .errors import StoreError
 
 DATABASE_NAME = "store.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x70667364  # "pfsd"
 CACHE_KIB = 16384
 BUSY_TIMEOUT_S = 5.0

@@ -7,6 +7,7 @@
 --   uuid             16 bytes, of this server for ever
 --   starts           how often it was started: differs after every start
 --   clean            1 iff it was shut down cleanly and has not been started since
+--   lease_ms         no lease that has not ended is longer
 -- volumes      what is served; nothing in a transaction spans two of them
 --   root             vnode of the root directory
 --   next_vnode       no number from here on has been used; some are left out at every start that follows an unclean end
@@ -35,7 +36,8 @@ CREATE TABLE store (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     uuid BLOB NOT NULL,
     starts INTEGER NOT NULL,
-    clean INTEGER NOT NULL
+    clean INTEGER NOT NULL,
+    lease_ms INTEGER NOT NULL
 );
 
 CREATE TABLE volumes (

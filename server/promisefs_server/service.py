@@ -1,7 +1,8 @@
 """The file server: brings the parts together, starts them, and ends them in order.
 
 At the start: hosts that the store knows are restored with their promises if the run before ended cleanly and saved
-them; else they are stale, with a lease that begins now, so every mutation waits until they are back or it has ended.
+them; else they are stale, so every mutation waits until they are back or their lease has ended. That one begins now,
+and is as long as the longest that may be running: the run before may have given longer ones than this one does.
 
 At the end: no new connections, calls that are being served finish (bounded), calls that come are left unanswered, so
 their clients repeat them later; then everything is made durable, promises are saved, the store is marked clean.
@@ -53,6 +54,7 @@ class Fileserver:
     def __init__(self, store: Store, lease_s: float = DEFAULT_LEASE_S, max_promises: int = MAX_PROMISES) -> None:
         self.store = store
         self.lease_s = lease_s
+        self._lease_ms = math.ceil(lease_s * 1000)
         self.hosts = HostTable()
         self.promises = PromiseTable()
         self.durability = Durability(store.database, store.files)
@@ -97,6 +99,7 @@ class Fileserver:
                 background.start_soon(self.durability.run_checkpoints)
                 background.start_soon(self.deletions.run)
                 background.start_soon(self._keep_house)
+                background.start_soon(self._shorten_lease)
                 if not self.store.was_clean:
                     background.start_soon(self.deletions.sweep)
                 await self._serve(listeners, task_status)
@@ -113,6 +116,8 @@ class Fileserver:
         with database.transaction():
             gone = self.store.orphans.purge_unheld()
         self.deletions.add(gone)
+        if self._lease_ms > self.store.lease_ms:
+            self.store.set_lease(self._lease_ms)
         if not self.store.was_clean:
             await trio.to_thread.run_sync(self.store.files.sync_all)
 
@@ -244,7 +249,7 @@ class Fileserver:
         saved = {host.uuid: host for host in state.hosts} if state else {}
         for record in self.store.hosts.all():
             host = Host(record.number, record.uuid, record.description, silent_s=record.silent_s)
-            host.lease_end_s = now_s + self.lease_s
+            host.lease_end_s = now_s + self.store.lease_ms / 1000
             self.hosts.add(host)
             there = saved.get(host.uuid)
             if state is None or there is None:
@@ -280,6 +285,15 @@ class Fileserver:
                 promises = list(self.promises.remaining(host.number, now_s))
             saved.append(SavedHost(host.uuid, host.stale, host.in_doubt(now_s), host.past_unknown, promises))
         return saved
+
+    async def _shorten_lease(self) -> None:
+        """When the leases of earlier runs have ended, those of this one are the longest."""
+        if self._lease_ms < self.store.lease_ms:
+            await trio.sleep(self.store.lease_ms / 1000)
+            try:
+                self.store.set_lease(self._lease_ms)
+            except sqlite3.Error as error:
+                log.error("restarts go on waiting for leases of %d ms: %s", self.store.lease_ms, error)
 
     async def _keep_house(self) -> None:
         """Reap promises, and forget hosts that have been silent for too long."""

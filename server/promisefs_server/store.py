@@ -54,15 +54,17 @@ class Store:
 
     def _start(self, now_ns: int) -> None:
         database = self.database
-        row = database.execute("SELECT uuid, starts, clean FROM store").fetchone()
+        row = database.execute("SELECT uuid, starts, clean, lease_ms FROM store").fetchone()
         with database.transaction():
             if row is None:
-                row = (uuid.uuid4().bytes, 0, 1)
-                database.execute("INSERT INTO store VALUES (1, ?, 0, 0)", row[:1])
+                row = (uuid.uuid4().bytes, 0, 1, 0)
+                database.execute("INSERT INTO store VALUES (1, ?, 0, 0, 0)", row[:1])
                 make_root_volume(database, os.getuid(), os.getgid(), now_ns)
             self.uuid: bytes = row[0]
             self.starts: int = row[1] + 1
             self.was_clean = bool(row[2])
+            self.lease_ms: int = row[3]
+            """No lease that has not ended is longer."""
             database.execute("UPDATE store SET starts = ?, clean = 0", (self.starts,))
             if not self.was_clean:
                 # Numbers that were reserved in what may be lost of the WAL may have data files; see `Deletions.sweep`.
@@ -91,6 +93,15 @@ class Store:
         except BaseException:
             os.close(lock)
             raise
+
+    def set_lease(self, lease_ms: int) -> None:
+        """Note `lease_ms`; if it is longer than before, durably when this returns: for the start only."""
+        if lease_ms > self.lease_ms:
+            self.database.execute("PRAGMA synchronous=FULL")
+        with self.database.transaction():
+            self.database.execute("UPDATE store SET lease_ms = ?", (lease_ms,))
+        self.database.relax()
+        self.lease_ms = lease_ms
 
     def close(self, *, clean: bool) -> None:
         """Close everything; `clean` promises that all data files are on disk and nothing is going on."""

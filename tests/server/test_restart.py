@@ -117,6 +117,23 @@ async def test_after_a_crash_mutations_wait_a_lease_for_who_does_not_come_back(
         await a.create(b"h")
 
 
+async def test_a_longer_lease_of_the_run_before_is_waited_for(mock_clock: MockClock, folder: Path) -> None:
+    async with running_cell(folder, lease_s=4 * LEASE_S, clean=False) as cell:
+        a = await cell.connected()
+        await cell.connected()
+        uuid = a.uuid
+    for wait_s in (4 * LEASE_S, LEASE_S):
+        async with running_cell(folder, lease_s=LEASE_S, clean=False, limit_s=200) as cell:
+            a = await cell.connected(uuid)
+            async with in_background(a.mkdir(b"%d" % wait_s)) as mkdir:
+                mock_clock.jump(wait_s - 0.1)
+                await settled()
+                assert not mkdir.done
+                mock_clock.jump(0.2)
+                await settled()
+                assert mkdir.done and mkdir.error is None
+
+
 async def test_a_host_that_broke_off_at_the_shutdown_is_stale_after_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
