@@ -64,13 +64,7 @@ class CallbackService:
         return CallBackReply(tuple(still_open))
 
     async def _drop_and_grow(self, cell: Cell, work: list[KernelWork]) -> None:
-        try:
-            await cell.kernel.drop(work)
-        finally:
-            for item in work:
-                vnode = cell.table.by_ino(item.ino)
-                if item.pages and vnode is not None and vnode.contents is not None:
-                    vnode.contents.forget_twins()
+        await cell.drop(work)
         for item in work:
             if item.grown_to:
                 await self._grow(cell, item)
@@ -85,7 +79,7 @@ class CallbackService:
         if vnodes:
             await cell.revalidate(vnodes)
             unpromised = [vnode for vnode in vnodes if not cell.valid(vnode)]
-            await cell.kernel.drop([KernelWork(vnode.ino, True, False, 0) for vnode in unpromised])
+            await cell.drop([KernelWork(vnode.ino, True, False, 0) for vnode in unpromised])
 
     async def _grow(self, cell: Cell, item: KernelWork) -> None:
         """Show the kernel the new last byte: a mapping may reach there already."""
@@ -112,10 +106,8 @@ class CallbackService:
         urgent, rest = cell.table.reset()
         if cell.kernel.has_epochs:
             cell.kernel.drop_every_name()  # so everything that is reached by a path is asked for again
-            await self._bounded(lambda: cell.kernel.drop(urgent))
-            cell.start(cell.kernel.drop, rest)
-        else:
-            await self._bounded(lambda: cell.kernel.drop([*urgent, *rest]))
+        await self._bounded(lambda: cell.drop(urgent))
+        cell.start(cell.drop, rest)
 
     async def _bounded(self, work: Callable[[], Awaitable[None]]) -> None:
         """Wait for kernel work, but not longer than the server should wait for us."""

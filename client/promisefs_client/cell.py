@@ -18,10 +18,23 @@ from promisefs_protocol.connection import Piece
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import (
     MAX_LIST,
+    Break,
+    Changed,
+    CreateFile,
     FetchStatus,
     GiveUpCallBacks,
     GiveUpOpen,
     InlineBulkStatus,
+    Link,
+    MakeDir,
+    RemoveDir,
+    RemoveFile,
+    RemoveXattr,
+    Rename,
+    SetXattr,
+    StoreData,
+    StoreStatus,
+    Symlink,
 )
 
 from .kernel import KernelCaches
@@ -30,6 +43,20 @@ from .vnode import Vnode
 from .vnode_table import CallMark, KernelWork, VnodeTable
 
 log = logging.getLogger(__name__)
+
+MUTATIONS = (
+    StoreData,
+    StoreStatus,
+    SetXattr,
+    RemoveXattr,
+    CreateFile,
+    MakeDir,
+    Symlink,
+    Link,
+    RemoveFile,
+    RemoveDir,
+    Rename,
+)
 
 RENEW_EVERY_S = 30.0
 RENEW_BEFORE_S = 90.0
@@ -70,10 +97,23 @@ class Cell:
         """Call the server; inside the block, without awaiting, install what the Answer brings."""
         mark = self.table.begin_call(trio.current_time())
         try:
-            reply, data = await self.session.call(request, bulk)
+            try:
+                reply, data = await self.session.call(request, bulk)
+            except Aborted:
+                raise
+            except BaseException:
+                if isinstance(request, MUTATIONS):
+                    self._forget_changed(request)
+                raise
             yield Answer(reply, data, mark)
         finally:
             self.table.end_call(mark)
+
+    def _forget_changed(self, request: Any) -> None:
+        """A change may or may not have been made, and the server breaks no promise of who made it: do it ourselves."""
+        changed = Changed.STATUS | Changed.DATA
+        work, _ = self.table.break_promises([Break(fid, changed, 0) for fid in request if isinstance(fid, Fid)])
+        self.start(self.drop, work)
 
     async def validate(self, vnode: Vnode) -> None:
         """Return when the vnode's status is that of a moment after this was called.
@@ -105,6 +145,16 @@ class Cell:
                     elif entry == AbortCode.VNOVNODE and (vnode := self.table.get(fid)) is not None:
                         self.table.vnode_is_gone(vnode)
 
+    async def drop(self, work: list[KernelWork]) -> None:
+        """Have the kernel drop this; pages it writes back meanwhile are compared with their twins."""
+        try:
+            await self.kernel.drop(work)
+        finally:
+            for item in work:
+                vnode = self.table.by_ino(item.ino)
+                if item.pages and vnode is not None and vnode.contents is not None:
+                    vnode.contents.forget_twins()
+
     # Kernel caches found stale without a break
 
     def drop_stale_later(self) -> None:
@@ -115,17 +165,17 @@ class Cell:
         work = self.table.found_stale
         if work:
             self.table.found_stale = []
-            self.start(self.kernel.drop, work)
+            self.start(self.drop, work)
 
     async def drop_stale(self) -> None:
         """The same, and wait: only where the kernel holds no page of the file locked for us."""
         work = self.table.found_stale
         if work:
             self.table.found_stale = []
-            await self.kernel.drop(work)
+            await self.drop(work)
 
     def drop_pages_later(self, vnode: Vnode) -> None:
-        self.start(self.kernel.drop, [KernelWork(vnode.ino, True, False, 0)])
+        self.start(self.drop, [KernelWork(vnode.ino, True, False, 0)])
 
     # Handles
 

@@ -98,10 +98,14 @@ class FileContents:
         self.fill_epoch += 1
         self.version = None
         if keep_twins:
-            for index, block in self._clean.items():
-                self._twins.setdefault(index, block.data)
+            self.keep_twins()
         for block in list(self._clean.values()):
             self._cache.remove(block)
+
+    def keep_twins(self) -> None:
+        """The kernel is about to write back pages that may have been made of the clean blocks."""
+        for index, block in self._clean.items():
+            self._twins.setdefault(index, block.data)
 
     def forget_twins(self) -> None:
         """The kernel has no pages left from before the break."""

@@ -15,6 +15,7 @@ I4  `_states` has an entry for every file that is dirty.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 
@@ -24,6 +25,7 @@ from promisefs_protocol.messages import MAX_BULK_BYTES, FetchData, StoreData, St
 
 from .cell import Cell
 from .contents import BLOCK_BYTES, FileContents, PageCache, StoreExtent
+from .errors import FsError
 from .readahead import Readahead
 from .session import ServerUnavailable
 from .vnode import Vnode
@@ -44,7 +46,7 @@ RETRY_AFTER_S = 5.0
 class _FileState:
     """What the shell needs beside the contents of a file that is open or dirty."""
 
-    __slots__ = ("background", "dirty_since", "fetching", "retry_at", "store_lock", "vnode")
+    __slots__ = ("background", "dirty_since", "failure", "fetching", "retry_at", "store_lock", "vnode")
 
     def __init__(self, vnode: Vnode) -> None:
         self.vnode = vnode
@@ -52,6 +54,7 @@ class _FileState:
         self.fetching: dict[int, trio.Event] = {}  # block index -> set when its fetch ended, well or not
         self.dirty_since: float | None = None  # present iff dirty
         self.retry_at = 0.0  # not stored in the background before this, after a failure
+        self.failure: Exception | None = None  # why the last store failed
         self.background = False  # a write-behind task runs
 
 
@@ -74,10 +77,16 @@ class FileStore:
             vnode.contents.set_version(vnode.status.version, vnode.status.size)
         return vnode.contents
 
+    def gave_up_lately(self, vnode: Vnode) -> bool:
+        """Whether a store just failed, and the timer will try again."""
+        state = self._states.get(vnode)
+        return state is not None and state.retry_at > trio.current_time()
+
     def released(self, vnode: Vnode) -> None:
         """The last handle is closed: keep no more than a dirty file needs."""
         state = self._states.get(vnode)
-        if state is not None and not vnode.opens and not vnode.is_dirty and not state.fetching:
+        busy = state is None or state.fetching or state.store_lock.locked()
+        if not busy and not vnode.opens and not vnode.is_dirty:
             del self._states[vnode]
 
     @property
@@ -106,15 +115,15 @@ class FileStore:
             await self._fetch_needed(vnode, contents, offset, min(length, size - offset))
 
     async def _fetch_needed(self, vnode: Vnode, contents: FileContents, offset: int, length: int) -> None:
+        """Get nearer to having the range: wait for one fetch, under way or our own. The caller looks again."""
         state = self._state(vnode)
         missing = contents.missing(offset, length)
-        for index in missing:
-            event = state.fetching.get(index)
-            if event is not None:
-                await event.wait()
-                return
-        for run in _runs(missing):
-            await self._fetch(vnode, contents, run)
+        under_way = next((state.fetching[index] for index in missing if index in state.fetching), None)
+        if under_way is not None:
+            await under_way.wait()
+        elif missing:
+            run = _runs(missing)[0]
+            await self._fetch_and_fill(vnode, contents, run, self._announce(state, run))
 
     def _fetch_ahead(self, vnode: Vnode, contents: FileContents, start: int, end: int) -> None:
         """Begin to fetch what a sequential reader will want, a megabyte at a time."""
@@ -129,26 +138,24 @@ class FileStore:
         if len(runs[-1]) < BLOCKS_PER_FETCH and (runs[-1][-1] + 1) * BLOCK_BYTES < vnode.size:
             runs.pop()
         for run in runs:
-            self._announce(state, run)
-            self._cell.start(self._fetch_announced, vnode, contents, run)
+            self._cell.start(self._fetch_announced, vnode, contents, run, self._announce(state, run))
 
     @staticmethod
-    def _announce(state: _FileState, run: range) -> None:
+    def _announce(state: _FileState, run: range) -> trio.Event:
+        """Say that these blocks, none of them announced yet, are being fetched; `_fetch_and_fill` sets the event."""
         event = trio.Event()
         for index in run:
+            assert index not in state.fetching
             state.fetching[index] = event
+        return event
 
-    async def _fetch(self, vnode: Vnode, contents: FileContents, run: range) -> None:
-        self._announce(self._state(vnode), run)
-        await self._fetch_and_fill(vnode, contents, run)
-
-    async def _fetch_announced(self, vnode: Vnode, contents: FileContents, run: range) -> None:
+    async def _fetch_announced(self, vnode: Vnode, contents: FileContents, run: range, event: trio.Event) -> None:
         try:
-            await self._fetch_and_fill(vnode, contents, run)
+            await self._fetch_and_fill(vnode, contents, run, event)
         except (Aborted, ServerUnavailable) as error:
             log.debug("readahead of %s: %s", vnode.fid, error)  # the reader will ask, and see for itself
 
-    async def _fetch_and_fill(self, vnode: Vnode, contents: FileContents, run: range) -> None:
+    async def _fetch_and_fill(self, vnode: Vnode, contents: FileContents, run: range, event: trio.Event) -> None:
         cell = self._cell
         state = self._state(vnode)
         epoch = contents.fill_epoch
@@ -164,19 +171,27 @@ class FileStore:
                 cell.table.vnode_is_gone(vnode)
             raise
         finally:
-            event = state.fetching[run.start]
             for index in run:
-                if state.fetching.get(index) is event:
-                    del state.fetching[index]
+                del state.fetching[index]
             event.set()
+            self.released(vnode)
         cell.drop_stale_later()
 
     # Writing
 
     async def write(self, vnode: Vnode, offset: int, data: bytes) -> None:
-        """Take bytes as dirty. Waits for the server only if too much is dirty already."""
+        """Take bytes as dirty. Waits for the server only if too much is dirty already.
+
+        Raise Aborted, ServerUnavailable, FsError, with nothing taken, if the cache is full of what cannot be stored.
+        """
         contents = self.contents(vnode)
         state = self._state(vnode)
+        if vnode.lost:
+            raise FsError(errno.ESTALE)
+        if self._cache.dirty_bytes > self._cache.limit_bytes:
+            await self._relieve(vnode)
+            if state.failure is not None and self._cache.dirty_bytes > self._cache.limit_bytes:
+                raise state.failure  # no more can be kept, and the server does not take it
         contents.write(offset, data)
         if not contents.is_dirty:
             return  # pages written back for a break, with nothing of our own in them
@@ -212,23 +227,33 @@ class FileStore:
 
     async def store(self, vnode: Vnode, *, sync: bool) -> None:
         """Store what is dirty; with `sync`, all of the file is durable after. Raise Aborted, ServerUnavailable."""
+        if vnode.lost:
+            raise FsError(errno.ESTALE)  # every fsync and close says so from now on
         state = self._states.get(vnode)
         if not sync and (state is None or not vnode.is_dirty):
             return
         state = self._state(vnode)
         try:
-            async with state.store_lock:
-                synced = False
-                while vnode.is_dirty:
-                    synced = await self._store_extents(vnode, sync_if_single=sync)
-                if sync and not synced:
-                    await self._cell.session.call(Sync((vnode.fid,)))
-                state.retry_at = 0.0
+            with trio.move_on_after(self._cell.session.timeout_s) as deadline:
+                async with state.store_lock:
+                    await self._store_dirty(state, sync)
+            if deadline.cancelled_caught:
+                raise ServerUnavailable(f"storing {vnode.fid} takes too long")
         except (Aborted, ServerUnavailable) as error:
             self._failed(state, error)
             raise
         finally:
             self._settle(state)
+
+    async def _store_dirty(self, state: _FileState, sync: bool) -> None:
+        vnode = state.vnode
+        synced = False
+        while vnode.is_dirty:
+            synced = await self._store_extents(vnode, sync_if_single=sync)
+        if sync and not synced:
+            await self._cell.session.call(Sync((vnode.fid,)))
+        state.retry_at = 0.0
+        state.failure = None
 
     async def _store_quietly(self, vnode: Vnode) -> None:
         try:
@@ -239,6 +264,7 @@ class FileStore:
     def _failed(self, state: _FileState, error: Exception) -> None:
         self.store_failures += 1
         state.retry_at = trio.current_time() + RETRY_AFTER_S
+        state.failure = error
         log.warning(
             "storing %s: %s; %d bytes stay dirty", state.vnode.fid, error, self.contents(state.vnode).dirty_bytes
         )
@@ -251,6 +277,7 @@ class FileStore:
         contents = self.contents(vnode)
         log.error("%s was removed while %d bytes of it were not stored", vnode.fid, contents.dirty_bytes)
         contents.discard_dirty(0, None)
+        vnode.lost = True
         self._cell.table.vnode_is_gone(vnode)
 
     def _settle(self, state: _FileState) -> None:

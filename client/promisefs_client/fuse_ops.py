@@ -30,7 +30,7 @@ from .filestore import FileStore
 from .namespace import Namespace, Owner
 from .readahead import Readahead
 from .session import ServerUnavailable
-from .vnode import Vnode
+from .vnode import ROOT_INO, Vnode
 from .xattrs import Xattrs
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        directory = self._vnode(parent_inode)
+        directory = self._directory(parent_inode)
         if len(name) > MAX_NAME_BYTES:
             raise FsError(errno.ENAMETOOLONG)
         vnode = await self._names.lookup(directory, name)
@@ -230,6 +230,8 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         vnode = self._vnode(inode)
+        if inode == ROOT_INO and not self._cell.session.connected:
+            return attributes_of(vnode, 0, 0)  # status and umount reach the mount through its root
         await self._cell.validate(vnode)
         return self._attributes(vnode)
 
@@ -324,6 +326,7 @@ class Operations(pyfuse3.Operations):
 
     async def _open_existing(self, directory: Vnode, name: bytes, flags: int) -> Vnode:
         """Another mount made the file after the kernel had looked it up. Count it as open and return it."""
+        directory.names = None  # they said that there is no such file
         vnode = await self._names.lookup(directory, name)
         if vnode is None or not vnode.status.is_file:
             raise FsError(errno.ESTALE)  # gone again, or replaced: the kernel looks once more
@@ -364,9 +367,9 @@ class Operations(pyfuse3.Operations):
             # What a mapping wrote after the last flush arrives only now.
             if vnode.deleted and vnode.opens == 1:
                 self._files.discard(vnode)
-            else:
+            elif not self._files.gave_up_lately(vnode):
                 await self._files.store(vnode, sync=False)
-        except (Aborted, ServerUnavailable):
+        except (Aborted, FsError, ServerUnavailable):
             return  # logged and kept by the store, which tries again; nobody reads the result of a release
         finally:
             del self._open_files[fh]

@@ -5,8 +5,8 @@ Invalidating pages waits for READs of that file in flight and for dirty mapped p
 default thread pool, which those very READs may need, and nothing that a handler waits for is held meanwhile.
 
 Names are dropped with FUSE_NOTIFY_INC_EPOCH (Linux 6.16): every dentry, positive or negative, is looked up again when
-next used. It takes no lock. Where the kernel does not know it, each name that the directory is known to have is
-dropped with invalidate_entry, which waits for the directory's inode lock.
+next used. It takes no lock. Where the kernel does not know it, names are given to the kernel without any time
+(`VnodeTable.names_can_be_dropped`), since invalidate_entry would wait for directory locks that our own requests hold.
 """
 
 from __future__ import annotations
@@ -46,13 +46,12 @@ class KernelCaches:
     """The kernel's side of one mount.
 
     `references(ino)` says how many lookups of an inode the kernel was given (asked from other threads: a plain
-    dict read). `names_of(ino)` lists the names of a directory that may be cached, for kernels without INC_EPOCH.
+    dict read).
     """
 
-    def __init__(self, references: Callable[[int], int], names_of: Callable[[int], list[bytes]]) -> None:
+    def __init__(self, references: Callable[[int], int]) -> None:
         self._fuse_fd = -1
         self._references = references
-        self._names_of = names_of
         self._limiter = trio.CapacityLimiter(KERNEL_THREADS)
         self._stopped = threading.Event()
         self.has_epochs = False
@@ -128,8 +127,6 @@ class KernelCaches:
             if self._stopped.is_set():
                 return
             self._drop_inode(item)
-            if item.names and not self.has_epochs:
-                self._drop_names(item.ino)
 
     def _drop_inode(self, item: KernelWork) -> None:
         for _ in range(LOOKUP_RETRIES):
@@ -143,14 +140,6 @@ class KernelCaches:
             if self._stopped.is_set() or not self._references(item.ino):
                 return
             time.sleep(LOOKUP_RETRY_S)
-
-    def _drop_names(self, ino: int) -> None:
-        for name in self._names_of(ino):
-            try:
-                pyfuse3.invalidate_entry(ino, name)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
-                    log.warning("invalidate_entry of %r in inode %d: %s", name, ino, error)
 
     def _bump_epoch(self) -> bool:
         try:

@@ -30,7 +30,7 @@ from .main_loop import fuse_descriptor, serve_kernel
 from .namespace import Namespace
 from .options import MountOptions, Source
 from .session import Refused, ServerSession, ServerUnavailable
-from .vnode_table import VnodeTable
+from .vnode_table import KernelWork, VnodeTable
 from .xattrs import Xattrs
 
 log = logging.getLogger(__name__)
@@ -143,11 +143,7 @@ class Mount:
             vnode = table.by_ino(ino)
             return 0 if vnode is None else vnode.lookups
 
-        def names_of(ino: int) -> list[bytes]:
-            vnode = table.by_ino(ino)
-            return [] if vnode is None or vnode.names is None else list(vnode.names.entries)
-
-        self._cell = Cell(self._session, table, KernelCaches(references, names_of), nursery)
+        self._cell = Cell(self._session, table, KernelCaches(references), nursery)
         self._files = FileStore(self._cell, self._pages)
 
     async def _serve(self, nursery: trio.Nursery, on_ready: Callable[[], None]) -> None:
@@ -180,6 +176,7 @@ class Mount:
         await self._initialised.wait()
         assert self._cell is not None
         self._cell.kernel.attach(fuse_fd)
+        self._cell.table.names_can_be_dropped = self._cell.kernel.has_epochs
         log.info("mounted %s on %s", self._source, self._mountpoint)
         on_ready()
 
@@ -188,8 +185,16 @@ class Mount:
             async for _ in signals:
                 if not self._ending:
                     self._ending = True
+                    await self._have_pages_written_back()
                     await self._store_everything(quietly=True)
                     pyfuse3.terminate()
+
+    async def _have_pages_written_back(self) -> None:
+        """Have the kernel give us what processes stored into mappings."""
+        assert self._cell is not None
+        mapped = [KernelWork(v.ino, True, False, 0) for v in self._cell.table if v.opens and v.kernel_pages]
+        with trio.move_on_after(self._options.timeout_s):
+            await self._cell.drop(mapped)
 
     async def _store_everything(self, quietly: bool = False) -> None:
         """Store what is dirty, trying for `timeout`. Raise UserError if something is left and not `quietly`."""

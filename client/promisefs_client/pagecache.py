@@ -29,6 +29,11 @@ class CleanBlock:
         self.data = data
 
 
+CLEAN_SHARE = 8
+"""One part in so many of the limit is for clean blocks however much is dirty: a read that needs two blocks would else
+fetch them in turn for ever, each driving the other out."""
+
+
 class PageCache:
     """The memory that file contents of one mount take."""
 
@@ -65,7 +70,8 @@ class PageCache:
 
         Without `keep`, dirty bytes at the limit would evict what was just fetched before anybody could read it.
         """
-        while self.clean_bytes + self.dirty_bytes > self.limit_bytes and len(self._lru) > keep:
+        room = max(self.limit_bytes - self.dirty_bytes, self.limit_bytes // CLEAN_SHARE)
+        while self.clean_bytes > room and len(self._lru) > keep:
             self.remove(next(iter(self._lru)))
 
     def check_invariants(self) -> None:

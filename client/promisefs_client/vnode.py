@@ -48,6 +48,7 @@ class Vnode:
         "kept",
         "kernel_pages",
         "lookups",
+        "lost",
         "names",
         "opens",
         "own_versions",
@@ -69,6 +70,7 @@ class Vnode:
         self.kernel_pages = False  # the kernel may have pages of this file
         self.deleted = False  # the last name is gone; lives on through open handles
         self.kept = False  # deleted, but the server keeps it for us until GiveUpOpen
+        self.lost = False  # dirty bytes had to be thrown away: the file was gone at the server
         self.parent: Fid | None = None  # of a directory: what '..' is
         self.contents: FileContents | None = None  # present iff a regular file was opened or read
         self.names: DirectoryNames | None = None  # present iff a directory and some names are known

@@ -61,6 +61,8 @@ class VnodeTable:
     def __init__(self, cache: PageCache, root: PromisedStatus, max_idle: int) -> None:
         self.cache = cache
         self.lease_until = 0.0
+        self.names_can_be_dropped = False
+        """Whether the kernel can be made to forget names without its directory locks; else it may not keep any."""
         self.found_stale: list[KernelWork] = []
         """Kernel caches that a status showed to be stale without a break; the shell takes and empties it."""
         self.given_up: list[Fid] = []
@@ -107,7 +109,7 @@ class VnodeTable:
     def name_remaining_s(self, directory: Vnode, name: bytes, fid: Fid | None, now: float) -> float:
         """How long the kernel may believe that `name` stands for `fid` (None: for nothing)."""
         names = directory.names
-        if names is None or not names.knows(name) or names.entries.get(name) != fid:
+        if not self.names_can_be_dropped or names is None or not names.knows(name) or names.entries.get(name) != fid:
             return 0.0
         return self.remaining_s(directory, now)
 
@@ -140,7 +142,9 @@ class VnodeTable:
         vnode = self._by_fid[entry.fid]
         contents = vnode.contents
         if contents is not None and contents.version is not None:
-            self._advance(vnode, contents, entry.status)
+            promised = min(vnode.promise_until, self.lease_until) > mark.sent_at
+            if promised or entry.status.data_version == contents.version[1] + 1:
+                self._advance(vnode, contents, entry.status)
         return self.install(entry, mark)
 
     def stores_done(self, vnode: Vnode) -> None:
@@ -259,6 +263,8 @@ class VnodeTable:
         for vnode in self._by_fid.values():
             vnode.promise_until = 0.0
             if vnode.opens:
+                if vnode.kernel_pages and vnode.contents is not None:
+                    vnode.contents.keep_twins()
                 urgent.append(KernelWork(vnode.ino, vnode.kernel_pages, vnode.status.is_dir, 0))
             elif vnode.lookups:
                 rest.append(KernelWork(vnode.ino, False, vnode.status.is_dir, 0))

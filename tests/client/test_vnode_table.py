@@ -27,6 +27,7 @@ def promised(fid: Fid, what: Status, promise_s: int = 1000) -> PromisedStatus:
 def table() -> VnodeTable:
     made = VnodeTable(PageCache(1 << 20), promised(ROOT, status(DIRECTORY)), max_idle=100)
     made.lease_until = 1e9
+    made.names_can_be_dropped = True
     return made
 
 

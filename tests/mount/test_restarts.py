@@ -341,7 +341,6 @@ def test_sigterm_stores_what_open_files_hold(make_cell: MakeCell) -> None:
     assert (b / "f").read_bytes() == bytes(100) + content
 
 
-@pytest.mark.xfail(strict=True, reason="what the kernel holds of mapped pages is not asked for before the end")
 def test_sigterm_stores_what_mappings_hold(make_cell: MakeCell) -> None:
     cell = make_cell()
     a, b = (cell.mountpoint(name) for name in ("m1", "m2"))
