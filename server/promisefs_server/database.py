@@ -33,7 +33,7 @@ class Database:
     """An open store database. `execute` runs one prepared statement; `transaction` groups several."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file. Raise StoreError if it is no database of ours."""
+        """Open or make the file. Raise StoreError if it is no database of ours, sqlite3.Error if the disk is full."""
         self.path = path
         self.commits = 0
         """Transactions committed since it was opened; what `durability` compares."""
@@ -50,6 +50,8 @@ class Database:
             self._check_schema()
         except sqlite3.Error as error:
             self._connection.close()
+            if is_full(error):
+                raise
             raise StoreError(f"{path} is damaged or is no promisefs store: {error}") from None
         except BaseException:
             self._connection.close()
@@ -126,6 +128,11 @@ class Database:
     @property
     def in_transaction(self) -> bool:
         return self._connection.in_transaction
+
+
+def is_full(error: sqlite3.Error) -> bool:
+    """Whether the disk's being full is why."""
+    return getattr(error, "sqlite_errorcode", 0) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 class _Transaction:

@@ -70,6 +70,7 @@ class DataOperations(Operations):
             raise Aborted(AbortCode.BAD_MESSAGE, "StoreData without bytes")
         if request.offset + len(bulk) > MAX_FILE_BYTES:
             raise Aborted(AbortCode.FBIG, f"files end at {MAX_FILE_BYTES} bytes")
+        self._store.ballast.admit(len(bulk), trio.current_time())
         key = key_of(request.fid)
         async with self._locks.hold(key):
             vnode = self._regular(request)

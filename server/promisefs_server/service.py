@@ -98,6 +98,7 @@ class Fileserver:
                 background.start_soon(self.durability.run)
                 background.start_soon(self.durability.run_checkpoints)
                 background.start_soon(self.deletions.run)
+                background.start_soon(self.store.ballast.run)
                 background.start_soon(self._keep_house)
                 background.start_soon(self._shorten_lease)
                 if not self.store.was_clean:
@@ -151,6 +152,8 @@ class Fileserver:
     async def _settle_on_disk(self) -> bool:
         """Make everything durable and save the promises. Return whether the store may be marked clean."""
         try:
+            if self.store.ballast.is_full:
+                self.store.ballast.release()
             await trio.to_thread.run_sync(self.store.files.sync_written)
             callback_state.save(
                 self.store.folder / callback_state.STATE_NAME,

@@ -11,18 +11,25 @@ from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
     PROTOCOL_VERSION,
+    CreateFile,
     Empty,
     GiveUpAllCallBacks,
     GiveUpCallBacks,
     GiveUpOpen,
     Hello,
     HelloReply,
+    Link,
+    MakeDir,
     RenewLease,
     Role,
+    SetXattr,
+    StoreData,
+    Symlink,
 )
 from promisefs_protocol.transport import Peer, Reply
 
 from .breaker import Contact
+from .database import is_full
 from .hosts import MAX_HOSTS
 from .vnodes import key_of
 
@@ -38,7 +45,8 @@ HELLO_TIMEOUT_S = 10.0
 GATE_TIMEOUT_S = 10.0
 """How long a call of a stale host waits for its InitCallBackState3."""
 
-_FULL = frozenset({sqlite3.SQLITE_FULL})
+_GROWING = (CreateFile, MakeDir, Symlink, Link, SetXattr, StoreData)
+"""What has to go without the ballast when the disk is full."""
 
 
 class Session:
@@ -78,9 +86,15 @@ class Session:
             await trio.sleep_forever()
         server.call_began()
         try:
+            try:
+                return await self._dispatch(request, bulk)
+            except sqlite3.Error as error:
+                # The transaction was rolled back, so nothing has happened.
+                if not is_full(error) or isinstance(request, _GROWING) or not server.store.ballast.release():
+                    raise
             return await self._dispatch(request, bulk)
         except sqlite3.Error as error:
-            code = AbortCode.NOSPC if getattr(error, "sqlite_errorcode", 0) in _FULL else AbortCode.IO
+            code = AbortCode.NOSPC if is_full(error) else AbortCode.IO
             log.error("%s: %s: %r", self._peer.description, type(request).__name__, error)
             raise Aborted(code, f"the store: {error}") from None
         finally:

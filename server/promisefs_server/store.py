@@ -4,6 +4,7 @@ DIR/lock             locked (flock) by the server that uses it
 DIR/store.sqlite     metadata, see schema.sql
 DIR/data/            data files, see datafiles
 DIR/callback-state   promises, between a clean shutdown and the next start
+DIR/ballast          room for removals, when the disk is filling, see ballast
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import sqlite3
 import uuid
 from pathlib import Path
 
-from .database import DATABASE_NAME, Database
+from .ballast import Ballast
+from .database import DATABASE_NAME, Database, is_full
 from .datafiles import DataFiles
 from .directories import Directories
 from .errors import StoreError
@@ -37,6 +39,9 @@ class Store:
     def __init__(self, folder: Path, lock: int, now_ns: int) -> None:
         self.folder = folder
         self._lock = lock
+        self.ballast = Ballast(folder)
+        if self.ballast.is_full:
+            self.ballast.release()
         self.database = database = Database(folder / DATABASE_NAME)
         try:
             self._start(now_ns)
@@ -89,6 +94,8 @@ class Store:
             raise StoreError(f"cannot use {folder}: {error.strerror}") from None
         except sqlite3.Error as error:
             os.close(lock)
+            if is_full(error):
+                raise StoreError(f"cannot use {folder}: the disk is full; make room on it") from None
             raise StoreError(f"{folder / DATABASE_NAME} is damaged: {error}") from None
         except BaseException:
             os.close(lock)
