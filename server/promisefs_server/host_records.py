@@ -40,3 +40,8 @@ class HostRecords:
 
     def delete(self, number: int) -> None:
         self._database.execute("DELETE FROM hosts WHERE host = ?", (number,))
+
+    def purge_unknown(self) -> None:
+        """Delete what is kept for hosts that are not there."""
+        for table in ("orphan_holders", "replies"):
+            self._database.execute(f"DELETE FROM {table} WHERE host NOT IN (SELECT host FROM hosts)")

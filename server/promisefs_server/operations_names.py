@@ -76,6 +76,9 @@ class NameOperations(Operations):
         async with self._locks.settled(files):
             method = METHOD_OF_REQUEST[type(request)]
             host = contact.host
+            if self._breaker.hosts.by_number(host.number) is not host:
+                # Forgotten while this call waited: nothing may be kept for it any more.
+                raise Aborted(AbortCode.NOT_INTRODUCED, "this host has said that it is gone")
             reply = self._store.replies.find(host.number, request.operation, method)
             if reply is not None:
                 # The first time may not have been waited for to its end.

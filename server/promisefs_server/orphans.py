@@ -44,7 +44,7 @@ class Orphans:
         return self.release(host, self.held_by(host))
 
     def purge_unheld(self) -> list[int]:
-        """Delete every orphan that nobody holds; there are none unless the store was damaged. Return their keys."""
+        """Delete every orphan that nobody holds; there should be none. Return their keys."""
         rows = self._database.rows("SELECT vnode FROM vnodes WHERE nlink = 0")
         return [key for (key,) in rows if self._purge_if_unheld(key)]
 

@@ -115,6 +115,7 @@ class Fileserver:
         """What must be on disk before anything is served."""
         database = self.store.database
         with database.transaction():
+            self.store.hosts.purge_unknown()
             gone = self.store.orphans.purge_unheld()
         self.deletions.add(gone)
         if self._lease_ms > self.store.lease_ms:

@@ -10,7 +10,8 @@ from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import GiveUpAllCallBacks, GiveUpOpen
 from promisefs_server.hosts import FORGOTTEN_AFTER_S, RECALL_S
-from server_cell import LEASE_S, Cell, Client, in_background, running_cell, settled
+from promisefs_server.vnodes import key_of
+from server_cell import LEASE_S, Cell, Client, Pending, in_background, running_cell, settled
 from trio.testing import MockClock
 
 
@@ -189,3 +190,33 @@ async def test_a_host_that_has_just_forgotten_its_promises_is_asked_too(mock_clo
             nursery.start_soon(b.connect)
         await a.unlink(b"f")
         assert not await is_gone(b, f)
+
+
+async def test_a_removal_that_waited_until_its_host_was_gone_does_not_happen(cell: Cell) -> None:
+    a, b = await cell.connected(), await cell.connected()
+    f = (await a.create(b"f")).fid
+    unlink = Pending()
+    async with trio.open_nursery() as nursery:
+        async with cell.server.locks.hold(key_of(f)):
+            nursery.start_soon(unlink.run, a.unlink(b"f", keep_open=True))
+            await settled()
+            await a.call(GiveUpAllCallBacks())
+            assert not unlink.done
+    assert isinstance(unlink.error, Aborted) and unlink.error.code == AbortCode.NOT_INTRODUCED
+    assert await b.lookup(b"f") is not None
+    assert cell.server.store.database.rows("SELECT * FROM orphan_holders") == []
+
+
+async def test_what_is_kept_for_hosts_that_are_not_known_goes_at_the_start(folder: Path) -> None:
+    async with running_cell(folder) as cell:
+        a = await cell.connected()
+        f = (await a.create(b"f")).fid
+        await a.unlink(b"f", keep_open=True)
+        database = cell.server.store.database
+        with database.transaction():
+            database.execute("UPDATE orphan_holders SET host = 99")
+            database.execute("UPDATE replies SET host = 99")
+    async with running_cell(folder) as cell:
+        a = await cell.connected(a.uuid)
+        assert await is_gone(a, f)
+        assert cell.server.store.database.rows("SELECT * FROM replies") == []
