@@ -12,6 +12,14 @@ import socket
 
 import trio
 
+KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+"""The kernel asks after a minute of silence, and gives a peer up that has not answered for another one."""
+
 
 class TcpStream(trio.abc.Stream):
     """One TCP connection. Raises what trio's streams raise: BrokenResourceError, ClosedResourceError."""
@@ -21,6 +29,8 @@ class TcpStream(trio.abc.Stream):
         self._socket = socket.socket(fileno=stream.socket.detach())
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for level, option, value in KEEPALIVE:
+            self._socket.setsockopt(level, option, value)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything. A checkpoint only if the peer does not take it at once."""

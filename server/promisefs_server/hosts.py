@@ -40,7 +40,7 @@ class Host:
     active_s: float = -math.inf
     """When it last called."""
     silent_s: float = 0.0
-    """For how long it was not connected while the server was up."""
+    """For how long it had no lease while the server was up. A connection may be dead without a sign of it."""
     past_promises: set[int] = field(default_factory=set)
     """Vnode keys that it had promises on when it became stale, or not long before."""
     past_unknown: bool = False

@@ -300,22 +300,35 @@ class Fileserver:
                 log.error("restarts go on waiting for leases of %d ms: %s", self.store.lease_ms, error)
 
     async def _keep_house(self) -> None:
-        """Reap promises, and forget hosts that have been silent for too long."""
+        """Reap promises, close connections that are dead, and forget hosts that have been silent for too long."""
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             for host in list(self.hosts):
                 await trio.lowlevel.checkpoint()
                 self.promises.reap(host.number, trio.current_time())
+            await self.close_dead()
             try:
                 self.note_silence(HOUSEKEEPING_S)
             except sqlite3.Error as error:
                 log.error("housekeeping: %s", error)
 
+    async def close_dead(self) -> None:
+        """Close the connections of hosts that have said nothing for long: nobody is there, or it has to come anew."""
+        before_s = trio.current_time() - self.lease_s
+        for host in list(self.hosts):
+            if max(host.lease_end_s, host.active_s) < before_s:
+                contact = self.breaker.contact(host)
+                for peer in (contact.calls, contact.callbacks):
+                    if peer is not None:
+                        log.info("%s: its lease ended long ago: closing %s", host, peer.description)
+                        await peer.close()
+
     def note_silence(self, seconds: int) -> None:
-        """So much time has passed: add it to the silence of hosts that are not connected; forget those of too much."""
+        """So much time has passed: add it to the silence of hosts whose lease has ended; forget those of too much."""
+        now_s = trio.current_time()
         changed = []
         for host in list(self.hosts):
-            if self.breaker.contact(host).connected:
+            if host.lease_end_s > now_s:
                 silent_s = 0.0
             else:
                 silent_s = host.silent_s + seconds

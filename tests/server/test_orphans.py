@@ -85,19 +85,38 @@ async def test_goes_with_its_host(cell: Cell) -> None:
     assert await is_gone(b, f)
 
 
-async def test_a_silent_host_keeps_it_for_a_day(cell: Cell) -> None:
+async def test_a_silent_host_keeps_it_for_a_day(mock_clock: MockClock, cell: Cell) -> None:
     a, b = await cell.connected(), await cell.connected()
     f = (await a.create(b"f")).fid
     await a.unlink(b"f", keep_open=True)
     cell.server.note_silence(FORGOTTEN_AFTER_S)
-    assert not await is_gone(b, f), "it is connected"
-    await a.calls.close()
-    await a.callbacks.close()
-    await settled()
+    assert not await is_gone(b, f), "it has a lease"
+    mock_clock.jump(LEASE_S + 0.1)
+    await b.renew()
     cell.server.note_silence(FORGOTTEN_AFTER_S - 1)
     assert not await is_gone(b, f)
+    await a.renew()
+    cell.server.note_silence(FORGOTTEN_AFTER_S - 1)
+    mock_clock.jump(LEASE_S + 0.1)
+    await b.renew()
+    cell.server.note_silence(FORGOTTEN_AFTER_S - 1)
+    assert not await is_gone(b, f), "it was heard of in between"
     cell.server.note_silence(1)
-    assert await is_gone(b, f)
+    assert await is_gone(b, f), "though its connections look alive"
+
+
+async def test_connections_on_which_nobody_is_heard_of_are_closed(mock_clock: MockClock, cell: Cell) -> None:
+    a, b = await cell.connected(), await cell.connected()
+    mock_clock.jump(2 * LEASE_S - 0.1)
+    await b.renew()
+    await cell.server.close_dead()
+    await settled()
+    assert not a.calls.closed and not b.calls.closed
+    mock_clock.jump(0.2)
+    await cell.server.close_dead()
+    await settled()
+    assert a.calls.closed and a.callbacks.closed
+    assert not b.calls.closed and not b.callbacks.closed
 
 
 async def test_survives_a_restart(folder: Path) -> None:
