@@ -30,7 +30,7 @@ from .filestore import FileStore
 from .namespace import Namespace, Owner
 from .readahead import Readahead
 from .session import ServerUnavailable
-from .vnode import ROOT_INO, Vnode
+from .vnode import Vnode
 from .xattrs import Xattrs
 
 log = logging.getLogger(__name__)
@@ -230,8 +230,6 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         vnode = self._vnode(inode)
-        if inode == ROOT_INO and not self._cell.session.connected:
-            return attributes_of(vnode, 0, 0)  # status and umount reach the mount through its root
         await self._cell.validate(vnode)
         return self._attributes(vnode)
 

@@ -65,7 +65,7 @@ def fetch_status(entry: MountEntry) -> dict[str, Any]:
     thread.start()
     thread.join(STATUS_WAIT_S)
     if not answer:
-        raise UserError(f"{entry.mountpoint} does not answer: its process hangs or is stopped")
+        raise UserError(f"{entry.mountpoint} does not answer: it waits for its server, hangs or is stopped")
     if isinstance(answer[0], OSError):
         raise UserError(f"{entry.mountpoint}: {answer[0].strerror}: is its process dead? 'fusermount3 -u' removes it")
     status: dict[str, Any] = json.loads(answer[0])
