@@ -73,6 +73,10 @@ class Contact:
         self.initialising = False
         self.minded = False
 
+    @property
+    def connected(self) -> bool:
+        return self.callbacks is not None or self.calls is not None
+
     def batches(self) -> list[_Batch]:
         return [*self.in_flight, *self.waiting]
 

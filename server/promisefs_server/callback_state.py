@@ -3,10 +3,10 @@
 The file: MAGIC, SHA-256 of the rest, then msgpack of
 
     [server uuid, how often the server had been started, nanoseconds since the epoch,
-     [[host uuid, stale, in doubt, past unknown, vnode keys, seconds left], ...]]
+     [[host uuid, stale, in doubt, past unknown, vnode keys, seconds left, recalled vnode keys], ...]]
 
-where keys and seconds are arrays of big-endian 64 and 32 bit numbers of equal count. It is used at most once: whoever
-loads it deletes it first, and it counts only if it was written by the very run before.
+where keys are arrays of big-endian 64 bit numbers, and seconds of as many 32 bit numbers. It is used at most once:
+whoever loads it deletes it first, and it counts only if it was written by the very run before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from promisefs_protocol.fields import FieldError
 log = logging.getLogger(__name__)
 
 STATE_NAME = "callback-state"
-MAGIC = b"promisefs callback state 1\n"
+MAGIC = b"promisefs callback state 2\n"
 MAX_AGE_S = 30 * 60
 MAX_STATE_BYTES = 256 << 20
 
@@ -40,7 +40,9 @@ class SavedHost(NamedTuple):
     unknown: bool
     """`Host.past_unknown`."""
     promises: list[tuple[int, int]]
-    """(vnode key, seconds left when it was saved); of a stale host its past promises, with 0."""
+    """(vnode key, seconds left when it was saved); none of a stale host."""
+    recalled: list[int]
+    """`Host.recalled`."""
 
 
 class SavedState(NamedTuple):
@@ -54,7 +56,9 @@ def save(path: Path, server: bytes, starts: int, now_ns: int, hosts: Iterable[Sa
     for host in hosts:
         keys = _packed("Q", [key for key, _ in host.promises])
         seconds = _packed("I", [left for _, left in host.promises])
-        packed_hosts.append([host.uuid, host.stale, host.in_doubt, host.unknown, keys, seconds])
+        packed_hosts.append(
+            [host.uuid, host.stale, host.in_doubt, host.unknown, keys, seconds, _packed("Q", host.recalled)]
+        )
     body = msgpack.packb([server, starts, now_ns, packed_hosts])
     temporary = path.with_name(path.name + ".new")
     with open(temporary, "wb") as file:
@@ -98,9 +102,9 @@ def _checked(content: bytes, server: bytes, starts: int, now_ns: int) -> SavedSt
     if not 0 <= age_s < MAX_AGE_S:
         raise FieldError(f"they are {age_s} s old; the limit is {MAX_AGE_S}")
     hosts = []
-    for uuid, stale, in_doubt, unknown, keys, seconds in packed_hosts:
+    for uuid, stale, in_doubt, unknown, keys, seconds, recalled in packed_hosts:
         promises = list(zip(_unpacked("Q", keys), _unpacked("I", seconds), strict=True))
-        hosts.append(SavedHost(uuid, stale, in_doubt, unknown, promises))
+        hosts.append(SavedHost(uuid, stale, in_doubt, unknown, promises, list(_unpacked("Q", recalled))))
     return SavedState(hosts, age_s)
 
 

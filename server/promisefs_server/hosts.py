@@ -76,10 +76,24 @@ class Host:
 
     def may_have_open(self, key: int, now_s: float) -> bool:
         """Whether it may have this file open though it has no promise on it."""
+        self._expire_past(now_s)
+        return self.past_unknown or key in self.past_promises or self.broken.get(key, -math.inf) > now_s
+
+    def _expire_past(self, now_s: float) -> None:
         if now_s >= self.past_until_s:
             self.past_promises.clear()
             self.past_unknown = False
-        return self.past_unknown or key in self.past_promises or self.broken.get(key, -math.inf) > now_s
+
+    def recalled(self, now_s: float) -> list[int]:
+        """The vnode keys for which `may_have_open`, besides `past_unknown`, which this brings up to date."""
+        self._expire_past(now_s)
+        return [*self.past_promises, *(key for key, until_s in self.broken.items() if until_s > now_s)]
+
+    def restore_recalled(self, keys: Iterable[int], unknown: bool, now_s: float) -> None:
+        """After a restart: what `recalled` returned and `past_unknown` was before it."""
+        self.past_promises.update(keys)
+        self.past_unknown = unknown
+        self.past_until_s = math.inf if self.stale else now_s + RECALL_S
 
     def asked(self, key: int) -> None:
         """It is being asked whether it has this file open; the store remembers until it answers."""

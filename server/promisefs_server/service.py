@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 
 import trio
+from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.tcp import TcpStream
 
@@ -214,6 +215,19 @@ class Fileserver:
         self.hosts.add(host)
         return host
 
+    def make_room_for_host(self) -> None:
+        """At MAX_HOSTS: forget whoever has been silent for longest and needs nothing. Abort TOO_MANY if nobody is."""
+        if len(self.hosts) < MAX_HOSTS:
+            return
+        now_s = trio.current_time()
+        idle = [h for h in self.hosts if h.lease_end_s <= now_s and not self.breaker.contact(h).connected]
+        for host in sorted(idle, key=lambda host: (-host.silent_s, host.active_s)):
+            if not self.store.orphans.held_by(host.number):
+                log.info("%s: forgotten, for there are %d hosts", host, MAX_HOSTS)
+                self.forget_host(host)
+                return
+        raise Aborted(AbortCode.TOO_MANY, f"{MAX_HOSTS} hosts are known already")
+
     def forget_host(self, host: Host) -> None:
         """The host is gone for good, and all that was kept for it."""
         with self.store.database.transaction():
@@ -260,13 +274,14 @@ class Fileserver:
                 host.become_stale(())
                 host.past_unknown = True
             elif there.stale:
-                host.become_stale(key for key, _ in there.promises)
-                host.past_unknown = there.unknown
+                host.become_stale(())
                 if not there.in_doubt:
                     host.lease_end_s = -math.inf
             else:
                 host.stale = False
                 self._restore_promises(host, there, state, int(now_s))
+            if there is not None:
+                host.restore_recalled(there.recalled, there.unknown, now_s)
             self.breaker.contact(host)
         if len(self.hosts):
             log.info("%d hosts known, %d promises restored", len(self.hosts), len(self.promises))
@@ -283,11 +298,9 @@ class Fileserver:
             contact = self.breaker.contact(host)
             if contact.batches():
                 self.breaker.mark_stale(contact)
-            if host.stale:
-                promises = [(key, 0) for key in host.past_promises]
-            else:
-                promises = list(self.promises.remaining(host.number, now_s))
-            saved.append(SavedHost(host.uuid, host.stale, host.in_doubt(now_s), host.past_unknown, promises))
+            promises = list(self.promises.remaining(host.number, now_s))
+            recalled = host.recalled(now_s)
+            saved.append(SavedHost(host.uuid, host.stale, host.in_doubt(now_s), host.past_unknown, promises, recalled))
         return saved
 
     async def _shorten_lease(self) -> None:

@@ -30,7 +30,6 @@ from promisefs_protocol.transport import Peer, Reply
 
 from .breaker import Contact
 from .database import is_full
-from .hosts import MAX_HOSTS
 from .vnodes import key_of
 
 if TYPE_CHECKING:
@@ -155,8 +154,7 @@ class Session:
         if host is None:
             if hello.role != Role.CALLBACKS:
                 raise Aborted(AbortCode.NO_CALLBACKS, "the callbacks connection comes first")
-            if len(server.hosts) >= MAX_HOSTS:
-                raise Aborted(AbortCode.TOO_MANY, f"{MAX_HOSTS} hosts are known already")
+            server.make_room_for_host()
             host = server.new_host(hello.client, hello.description)
         contact = self._contact = server.breaker.contact(host)
         self._role = hello.role

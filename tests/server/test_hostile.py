@@ -19,7 +19,7 @@ from promisefs_protocol.connection import HEADER, MAX_FRAME_BYTES
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import METHODS, FetchStatus, Hello, InlineBulkStatus, Lookup, Operation, Role
 from promisefs_protocol.transport import ConnectionLost
-from server_cell import Cell, in_background, running_cell, settled
+from server_cell import LEASE_S, Cell, in_background, running_cell, settled
 from trio.testing import MockClock
 
 
@@ -93,14 +93,26 @@ async def test_hello_comes_first_and_in_time(mock_clock: MockClock, folder: Path
             assert closed.done
 
 
-async def test_hosts_are_bounded(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promisefs_server.sessions.MAX_HOSTS", 2)
-    a = await cell.connected()
-    await cell.connected()
+async def test_hosts_are_bounded(mock_clock: MockClock, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promisefs_server.service.MAX_HOSTS", 3)
+    a, b, c = [await cell.connected() for _ in range(3)]
+    f = (await b.create(b"f")).fid
+    await b.unlink(b"f", keep_open=True)
+    for client in (b, c):
+        await client.calls.close()
+        await client.callbacks.close()
+    await settled()
+    with pytest.raises(Aborted) as refusal:
+        await cell.connected()
+    assert refusal.value.code == AbortCode.TOO_MANY, "their leases are running"
+    mock_clock.jump(LEASE_S + 0.1)
+    cell.server.note_silence(1)
+    d = await cell.connected()
+    assert {host.uuid for host in cell.server.hosts} == {a.uuid, b.uuid, d.uuid}, "c has gone, b has a file open"
     with pytest.raises(Aborted) as refusal:
         await cell.connected()
     assert refusal.value.code == AbortCode.TOO_MANY
-    await a.stat(a.root)
+    assert (await a.stat(f)).status.nlink == 0
 
 
 async def test_connections_are_bounded(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,3 +239,21 @@ async def test_what_is_kept_for_hosts_that_are_not_known_goes_at_the_start(folde
         a = await cell.connected(a.uuid)
         assert await is_gone(a, f)
         assert cell.server.store.database.rows("SELECT * FROM replies") == []
+
+
+async def test_an_open_file_whose_promise_was_broken_before_a_planned_restart_is_asked_about(folder: Path) -> None:
+    async with running_cell(folder) as cell:
+        a, b = await cell.connected(), await cell.connected()
+        f = (await a.create(b"f")).fid
+        await b.stat(f)
+        await a.chmod(f, 0o600)
+    for _ in range(2):
+        async with running_cell(folder):
+            pass
+    async with running_cell(folder) as cell:
+        a = await cell.connected(a.uuid)
+        b = cell.client(b.uuid)
+        b.open_fids.add(f)
+        await b.connect()
+        await a.unlink(b"f")
+        assert b.inits == 0 and not await is_gone(b, f)
