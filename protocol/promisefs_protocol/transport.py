@@ -212,7 +212,7 @@ class Peer:
             code = AbortCode.UNKNOWN_METHOD
         else:
             code = AbortCode.NAMETOOLONG if event.name_too_long else AbortCode.BAD_MESSAGE
-        log.warning("%s: refused %s: %s", self.description, event.method_name[:40], event.reason)
+        log.warning("%s: refused %r: %s", self.description, event.method_name[:40], event.reason)
         await self._send_quietly(self._connection.send_abort(event.xid, code, event.reason))
 
     # Sending

@@ -230,7 +230,7 @@ class Breaker:
             try:
                 reply, _ = await peer.call(CallBack(tuple(batch.breaks.values())))
             except (ConnectionLost, Aborted, LocalProtocolError) as error:
-                log.info("%s: break not acknowledged: %s", contact.host, error)
+                log.info("%s: break not acknowledged: %r", contact.host, error)
                 return False
             still_open = set(reply.still_open)
             deleted = [b.fid for b in batch.breaks.values() if b.changed & Changed.DELETED]
@@ -299,7 +299,7 @@ class Breaker:
                 try:
                     await peer.call(InitCallBackState3(self._server_uuid))
                 except (ConnectionLost, Aborted, LocalProtocolError) as error:
-                    log.info("%s: InitCallBackState3: %s", contact.host, error)
+                    log.info("%s: InitCallBackState3: %r", contact.host, error)
                     if contact.callbacks is peer:
                         contact.callbacks = None
                     await peer.close()

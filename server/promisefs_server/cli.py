@@ -6,6 +6,7 @@ import enum
 import errno
 import ipaddress
 import logging
+import resource
 import signal
 import socket
 import sqlite3
@@ -42,7 +43,7 @@ class ExitCode(enum.IntEnum):
 _EPILOG = "Exit codes: 0 ended by SIGTERM or SIGINT, 1 failure, 2 usage, 3 store, 4 address."
 
 
-@click.group(epilog=_EPILOG)
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="promisefs", prog_name="promisefsd")
 def main() -> None:
     """The promisefs file server."""
@@ -79,6 +80,7 @@ def serve(
     failure: BaseException | None = None
     try:
         _start_logging(log_file, verbose)
+        _raise_file_limit()
         trio.run(_serve, directory, host, port_number, lease, insecure)
     except* (StoreError, AddressError, OSError, sqlite3.Error) as group:
         failure = _first(group)
@@ -129,6 +131,13 @@ def _start_logging(log_file: Path | None, verbose: bool) -> None:
         format="%(asctime)s %(levelname)s %(message)s",
         handlers=[handler],
     )
+
+
+def _raise_file_limit() -> None:
+    """Allow as many descriptors as we may have: connections and data files take one each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(directory: Path, host: str, port: int, lease_s: float, insecure: bool) -> None:

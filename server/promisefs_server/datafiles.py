@@ -198,15 +198,16 @@ class DataFiles:
         """Every folder of data files. For threads."""
         return [inner for outer in self.folder.iterdir() if outer.is_dir() for inner in outer.iterdir()]
 
-    @staticmethod
-    def keys_in(folder: Path) -> list[int]:
+    def keys_in(self, folder: Path) -> list[int]:
         """The vnodes whose data files are in a folder. For threads. Names that are none of ours are passed over."""
         keys = []
         for path in folder.iterdir():
             try:
-                keys.append(int(folder.parent.name, 16) << VNODE_BITS | int(path.name, 16))
+                key = int(folder.parent.name, 16) << VNODE_BITS | int(path.name, 16)
             except ValueError:
                 continue
+            if self.path(key) == path:
+                keys.append(key)
         return keys
 
 

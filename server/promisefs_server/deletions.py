@@ -6,6 +6,7 @@ What a crash keeps from being deleted is found by `sweep` at the next start.
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Iterable
 
 import trio
@@ -67,16 +68,25 @@ class Deletions:
         """Delete data files that no vnode owns any more. After an unclean start."""
         files = self._store.files
         count = 0
-        for folder in await trio.to_thread.run_sync(files.folders):
-            keys = await trio.to_thread.run_sync(files.keys_in, folder)
-            if not keys:
+        try:
+            folders = await trio.to_thread.run_sync(files.folders)
+        except OSError as error:
+            log.error("cannot look for data files that a crash left behind: %s", error)
+            return
+        for folder in folders:
+            try:
+                gone = self._unowned(await trio.to_thread.run_sync(files.keys_in, folder))
+            except (OSError, sqlite3.Error) as error:
+                log.error("cannot look for data files that a crash left behind in %s: %s", folder, error)
                 continue
-            rows = self._store.database.rows(
-                "SELECT vnode FROM vnodes WHERE vnode BETWEEN ? AND ?", (min(keys), max(keys))
-            )
-            gone = set(keys).difference(key for (key,) in rows)
             count += len(gone)
             await self.wait_room()
             self.add(gone)
         if count:
             log.info("deleted %d data files that a crash had left behind", count)
+
+    def _unowned(self, keys: list[int]) -> set[int]:
+        if not keys:
+            return set()
+        rows = self._store.database.rows("SELECT vnode FROM vnodes WHERE vnode BETWEEN ? AND ?", (min(keys), max(keys)))
+        return set(keys).difference(key for (key,) in rows)

@@ -51,7 +51,7 @@ class Host:
     """Vnode keys whose promise was broken, oldest first, and until when to remember that."""
 
     def __str__(self) -> str:
-        return f"{self.description or '?'} ({self.uuid.hex()[:8]})"
+        return f"{self.description!r} ({self.uuid.hex()[:8]})"
 
     def in_doubt(self, now_s: float) -> bool:
         return self.stale and self.lease_end_s > now_s

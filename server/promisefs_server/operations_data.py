@@ -90,11 +90,17 @@ class DataOperations(Operations):
             raise failure
         return reply, None
 
-    async def _store_bytes(self, vnode: Vnode, request: StoreData, data: bytes) -> tuple[Vnode, OSError | None]:
-        """Commit the new version, write the bytes, publish. Return the row, and what went wrong after the commit."""
+    async def _store_bytes(self, vnode: Vnode, request: StoreData, data: bytes) -> tuple[Vnode, Exception | None]:
+        """Commit the new version, write the bytes, publish. Return the row, and what went wrong after the commit.
+
+        Raise OSError or sqlite3.Error if nothing has happened.
+        """
         now = now_ns()
         with self._store.files.pin(vnode.key, create=True) as file:
             assert file is not None
+            if request.offset > vnode.size:
+                # Garbage that a crash may have left between the two must not come to light.
+                await self._cut(file, vnode.size)
             changed = vnode._replace(
                 size=max(vnode.size, request.offset + len(data)),
                 sparse=int(vnode.sparse or request.offset > vnode.size),
@@ -105,13 +111,14 @@ class DataOperations(Operations):
             with self._database.transaction():
                 self._vnodes.update(changed)
             self._vnodes.being_stored[vnode.key] = vnode
-            failure = None
+            failure: Exception | None = None
             try:
                 if self._may_write_here(vnode, request.offset, len(data)):
-                    _write(file, data, request.offset, vnode.size)
+                    file.write(data, request.offset)
                 else:
-                    await trio.to_thread.run_sync(_write, file, data, request.offset, vnode.size, limiter=self._limiter)
-            except OSError as error:
+                    await trio.to_thread.run_sync(file.write, data, request.offset, limiter=self._limiter)
+            except Exception as error:
+                # Whatever it is: the version is committed, so it has to be published and others be told.
                 failure = error
             finally:
                 del self._vnodes.being_stored[vnode.key]
@@ -246,10 +253,3 @@ class DataOperations(Operations):
         if failure is not None:
             raise failure
         return Empty(), None
-
-
-def _write(file: DataFile, data: bytes, offset: int, old_size: int) -> None:
-    if offset > old_size:
-        # Garbage that a crash may have left between the two must not come to light.
-        file.cut(old_size)
-    file.write(data, offset)

@@ -107,8 +107,9 @@ def test_one_line_for_what_people_get_wrong(folder: Path, tmp_path: Path) -> Non
         assert [p.name for p in (tmp_path / "full").iterdir()] == ["thing"]
 
 
-def test_help_has_examples() -> None:
-    done = subprocess.run([*COMMAND, "serve", "--help"], capture_output=True, text=True, timeout=TIMEOUT_S)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_has_examples(option: str) -> None:
+    done = subprocess.run([*COMMAND, "serve", option], capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0 and "Examples" in done.stdout and "Exit codes" in done.stdout
 
 

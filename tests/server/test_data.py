@@ -15,6 +15,7 @@ from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import MAX_FILE_BYTES
 from promisefs_protocol.messages import FetchData, StoreData, StoreStatus, Sync
 from promisefs_server.datafiles import DataFile
+from promisefs_server.vnodes import key_of
 from server_cell import Cell, in_background, running_cell
 
 MIB = 1 << 20
@@ -108,7 +109,7 @@ class HeldWrites:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.go_on = threading.Event(), threading.Event()
-        self.failure: OSError | None = None
+        self.failure: Exception | None = None
         write = DataFile.write
 
         def held(file: DataFile, data: bytes, offset: int) -> None:
@@ -171,15 +172,24 @@ async def test_a_change_of_status_waits_for_the_store(cell: Cell, monkeypatch: p
     assert refusal.value.code == AbortCode.VNOVNODE
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-async def test_a_failed_write_is_told_everyone(cell: Cell, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+@pytest.mark.parametrize(
+    ("failure", "number"),
+    [
+        (OSError(errno.ENOSPC, "full"), errno.ENOSPC),
+        (OSError(errno.EIO, "broken"), errno.EIO),
+        (RuntimeError("can't start new thread"), errno.EIO),
+    ],
+)
+async def test_a_failed_write_is_told_everyone(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch, failure: Exception, number: int
+) -> None:
     """Half of the bytes may be there, so the old version must not be trusted; the size is the old one."""
     a, b = await cell.connected(), await cell.connected()
     f = await a.create(b"f")
     old = (await a.store(f.fid, b"o" * 10)).status
     await b.stat(f.fid)
     held = HeldWrites(monkeypatch)
-    held.failure = OSError(number, os.strerror(number))
+    held.failure = failure
     held.go_on.set()
     with pytest.raises(Aborted) as refusal:
         await a.store(f.fid, BIG)
@@ -264,6 +274,25 @@ async def test_descriptors_are_bounded(cell: Cell, monkeypatch: pytest.MonkeyPat
         assert await a.fetch(fid) == BIG
     assert len(cell.server.store.files) <= 5
     assert not len(cell.server.locks)
+
+
+async def test_garbage_is_cut_before_a_store_beyond_the_end_is_committed(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a crash between the two would leave it within the new size."""
+    a = await cell.connected()
+    f = await a.create(b"f")
+    await a.store(f.fid, b"good")
+    path = cell.server.store.files.path(key_of(f.fid))
+    path.write_bytes(b"goodGARBAGE")
+    held = HeldWrites(monkeypatch)
+    async with in_background(a.store(f.fid, b"end", 100)):
+        await held.wait_begun()
+        assert cell.server.store.vnodes.get(f.fid).size == 103
+        assert path.read_bytes() == b"good"
+        held.go_on.set()
+    with trio.fail_after(5):
+        assert (await a.fetch(f.fid))[:100] == b"good" + bytes(96)
 
 
 async def test_data_files_go_with_their_vnodes(cell: Cell, folder: Path) -> None:

@@ -19,6 +19,7 @@ from promisefs_protocol.connection import HEADER, MAX_FRAME_BYTES
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import METHODS, FetchStatus, Hello, InlineBulkStatus, Lookup, Operation, Role
 from promisefs_protocol.transport import ConnectionLost
+from promisefs_server.hosts import Host
 from server_cell import LEASE_S, Cell, in_background, running_cell, settled
 from trio.testing import MockClock
 
@@ -306,3 +307,7 @@ def test_any_arguments_are_refused_clearly(folders: Any, data: st.DataObject) ->
             assert await a.call(Lookup(a.root, b"none")) is not None
 
     trio.run(main)
+
+
+def test_what_a_host_calls_itself_makes_one_line_of_a_log() -> None:
+    assert str(Host(1, b"u" * 16, "a\nERROR all is lost")) == r"'a\nERROR all is lost' (75757575)"
