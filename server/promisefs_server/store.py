@@ -15,7 +15,8 @@ import sqlite3
 import uuid
 from pathlib import Path
 
-from .ballast import Ballast
+from .ballast import BALLAST_NAME, Ballast
+from .callback_state import STATE_NAME
 from .database import DATABASE_NAME, Database, is_full
 from .datafiles import DataFiles
 from .directories import Directories
@@ -28,6 +29,7 @@ from .volumes import VolumeTable, make_root_volume
 from .xattrs import Xattrs
 
 LOCK_NAME = "lock"
+OWN_NAMES = frozenset({DATABASE_NAME, LOCK_NAME, DATA_NAME, STATE_NAME, BALLAST_NAME})
 SKIPPED_VNODES = 1 << 20
 """Vnode numbers left out after an unclean start. They are below 2**40, so a million such starts can be afforded."""
 DATA_NAME = "data"
@@ -131,7 +133,7 @@ def _check_folder(folder: Path) -> None:
     database = folder / DATABASE_NAME
     if DATABASE_NAME in names and database.stat().st_size:
         return
-    if names - {DATABASE_NAME, LOCK_NAME, DATA_NAME}:
+    if names - OWN_NAMES:
         raise StoreError(f"{folder} is not empty and no promisefs store: give an empty or new directory")
     data = folder / DATA_NAME
     if DATA_NAME in names and any(data.iterdir()):

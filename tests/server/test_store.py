@@ -29,7 +29,6 @@ async def test_bytes_without_a_database_are_not_made_a_new_store(folder: Path, s
     async with running_cell(folder) as cell:
         a = await cell.connected()
         await a.store((await a.create(b"f")).fid, b"precious")
-    (folder / "callback-state").unlink()
     kept = folder.parent / "kept"
     kept.write_bytes((folder / "store.sqlite").read_bytes())
     spoil(folder / "store.sqlite")
