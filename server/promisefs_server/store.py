@@ -29,10 +29,10 @@ from .volumes import VolumeTable, make_root_volume
 from .xattrs import Xattrs
 
 LOCK_NAME = "lock"
-OWN_NAMES = frozenset({DATABASE_NAME, LOCK_NAME, DATA_NAME, STATE_NAME, BALLAST_NAME})
 SKIPPED_VNODES = 1 << 20
 """Vnode numbers left out after an unclean start. They are below 2**40, so a million such starts can be afforded."""
 DATA_NAME = "data"
+OWN_NAMES = frozenset({DATABASE_NAME, LOCK_NAME, DATA_NAME, STATE_NAME, BALLAST_NAME})
 
 
 class Store:
