@@ -311,3 +311,21 @@ def test_a_break_of_an_unknown_file_during_a_creation_claims_it(table: VnodeTabl
     created = install(table, promised(FILE, status()))
     assert table.end_create(created) == [OTHER]
     assert created.deleted and created.kept
+
+
+def test_the_kernel_may_keep_no_name_that_it_could_not_be_made_to_forget(table: VnodeTable) -> None:
+    directory = directory_with(table, {b"a": FILE})
+    assert table.name_remaining_s(directory, b"a", FILE, 0.0) > 0.0
+    table.names_can_be_dropped = False
+    assert table.name_remaining_s(directory, b"a", FILE, 0.0) == 0.0
+    assert table.name_remaining_s(directory, b"absent", None, 0.0) == 0.0
+
+
+def test_an_own_store_after_an_unseen_change_of_anothers_costs_the_pages(table: VnodeTable) -> None:
+    """Without a promise nobody told us of version 2, which another mount made before our store made version 3."""
+    _, contents = file_with_block(table)
+    table.reset()
+    mark = table.begin_call(0.0)
+    table.install_own_data(promised(FILE, status(version=3, ctime=3, size=4)), mark)
+    assert contents.read(0, 4, 4) is None
+    assert contents.version == (1, 3)
