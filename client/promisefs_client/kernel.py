@@ -16,7 +16,6 @@ import logging
 import os
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterable
 
 import pyfuse3
@@ -37,9 +36,11 @@ LISTING_POLL_S = 0.001
 """How long dropping names waits for a READDIRPLUS reply that it overtook: the kernel parses it at once, if it gets to
 run. One that takes longer is made up for when it is known to be parsed."""
 
-LOOKUP_RETRIES = 40
-LOOKUP_RETRY_S = 0.0005
-"""An inode that the kernel was told of but does not know yet: the LOOKUP's reply is still on its way in."""
+LOOKUP_FIRST_WAIT_S = 0.0005
+LOOKUP_LONGEST_WAIT_S = 0.05
+LOOKUP_TRIES = 100
+"""An inode that the kernel was told of but does not know yet: the process that asked has the LOOKUP's reply and has not
+got to run. On a busy machine that can take long, and what it is about to believe is stale: some five seconds."""
 
 
 class KernelCaches:
@@ -129,7 +130,8 @@ class KernelCaches:
             self._drop_inode(item)
 
     def _drop_inode(self, item: KernelWork) -> None:
-        for _ in range(LOOKUP_RETRIES):
+        wait_s = LOOKUP_FIRST_WAIT_S
+        for _ in range(LOOKUP_TRIES):
             try:
                 pyfuse3.invalidate_inode(item.ino, attr_only=not item.pages)
                 return
@@ -137,9 +139,10 @@ class KernelCaches:
                 if error.errno not in (errno.ENOENT, errno.ENODEV):
                     log.warning("invalidate_inode of %d: %s", item.ino, error)
                     return
-            if self._stopped.is_set() or not self._references(item.ino):
+            if not self._references(item.ino) or self._stopped.wait(wait_s):
                 return
-            time.sleep(LOOKUP_RETRY_S)
+            wait_s = min(2 * wait_s, LOOKUP_LONGEST_WAIT_S)
+        log.warning("inode %d: the kernel was told of it %d tries ago and does not know it", item.ino, LOOKUP_TRIES)
 
     def _bump_epoch(self) -> bool:
         try:
