@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from .errors import ExitCode, UserError
-from .session import Address
+from promisefs_protocol.address import Address, AddressSyntaxError, parse_address
 
-DEFAULT_PORT = 7654
+from .errors import ExitCode, UserError
+
 DEFAULT_VOLUME = "root"
 
 _SIZE = re.compile(r"(\d+)([KMG]?)i?B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_SOURCE = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:/\[\]]+))(?::(?P<port>\d+))?(?:/(?P<volume>[^/]*))?")
 
 _PASSED_ON = {"ro", "nosuid", "suid", "nodev", "noexec", "exec", "noatime", "allow_other", "allow_root"}
 _IGNORED = {"rw", "defaults", "auto", "noauto", "_netdev", "nofail", "user", "nouser", "users", "async", "atime",
@@ -42,13 +41,14 @@ class MountOptions:
 
 def parse_source(text: str) -> Source:
     """HOST[:PORT][/VOLUME], with [] around an IPv6 address. Raise UserError."""
-    match = _SOURCE.fullmatch(text)
-    if match is None:
+    where, _, volume = text.partition("/")
+    if "/" in volume:
         raise UserError(f"{text!r} is not HOST[:PORT][/VOLUME]", ExitCode.USAGE)
-    port = int(match["port"] or DEFAULT_PORT)
-    if not 0 < port < 65536:
-        raise UserError(f"{text!r}: there is no port {port}", ExitCode.USAGE)
-    return Source(Address(match["v6"] or match["host"], port), match["volume"] or DEFAULT_VOLUME)
+    try:
+        address = parse_address(where)
+    except AddressSyntaxError as error:
+        raise UserError(f"{text!r} is not HOST[:PORT][/VOLUME]: {error}", ExitCode.USAGE) from None
+    return Source(address, volume or DEFAULT_VOLUME)
 
 
 def parse_size(text: str) -> int:

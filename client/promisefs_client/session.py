@@ -17,10 +17,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.address import Address
 from promisefs_protocol.connection import Piece
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
@@ -53,15 +54,6 @@ class ServerUnavailable(Exception):
 
 class Refused(Exception):
     """The server does not want to talk to us: nothing to wait for."""
-
-
-class Address(NamedTuple):
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 class LeaseHolder(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from typing import Annotated, NamedTuple
 
@@ -19,6 +20,11 @@ MAX_XATTR_VALUE_BYTES = 65536
 
 MAX_FILE_BYTES = 2**63 - 1
 
+S_IFMNT = 0o160000
+"""Type bits of a mount point, in `Status.mode`: a value that st_mode does not use."""
+
+_VOLUME_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
 U32 = Annotated[int, int_range(0, 2**32 - 1)]
 U64 = Annotated[int, int_range(0, 2**64 - 1)]
 Mode = Annotated[int, int_range(0, 0o177777)]
@@ -28,6 +34,11 @@ Size = Annotated[int, int_range(0, MAX_FILE_BYTES)]
 TimeNs = Annotated[int, int_range(-(2**63), 2**63 - 1)]
 """Nanoseconds since the epoch."""
 Uuid = Annotated[bytes, length_range(16, 16)]
+
+
+def is_volume_name(name: str) -> bool:
+    """Whether a volume can have this name: 1 to 64 letters, digits, '.', '_' and '-'."""
+    return _VOLUME_NAME.fullmatch(name) is not None
 
 
 class Fid(NamedTuple):
@@ -76,6 +87,11 @@ class Status(NamedTuple):
     @property
     def is_symlink(self) -> bool:
         return stat.S_ISLNK(self.mode)
+
+    @property
+    def is_mount_point(self) -> bool:
+        """It stands for the root of a volume; its data is that one's name."""
+        return stat.S_IFMT(self.mode) == S_IFMNT
 
     @property
     def version(self) -> tuple[int, int]:

@@ -1,9 +1,10 @@
 """Every call of the protocol: its name, its arguments, its reply.
 
-Methods keep AFS's names. Names that AFS does not have: HELLO, CB.RenewLease, FS.Sync, FS.GiveUpOpen, the xattr calls.
-A request or reply is a NamedTuple; bulk bytes (file contents, xattr values) travel beside it, see
-`connection`. Directions: FS.* and VL.* from the client on its *calls* connection; CB.RenewLease
-from the client, every other CB.* from the server, on the client's *callbacks* connection.
+Methods keep AFS's names. Names that AFS does not have: HELLO, CB.RenewLease, FS.Sync, FS.GiveUpOpen, mount points,
+the xattr calls, and RenameVolume. A request or reply is a NamedTuple; bulk bytes (file contents, xattr values) travel
+beside it, see `connection`. Directions: FS.* and VL.* from the client on its *calls* connection; CB.RenewLease
+from the client, every other CB.* from the server, on the client's *callbacks* connection; the administration of
+volumes on the server's control socket only, a Unix socket in its store, without HELLO.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class FetchDirectoryReply(NamedTuple):
 
 
 class FetchData(NamedTuple):
-    """Bytes of a file, or a symlink's target; the reply is short only at the end of the file.
+    """Bytes of a file, a symlink's target, or a mount point's volume name; the reply is short only at the end.
 
     The status in the reply was taken *before* the bytes were read: bytes may be newer than its
     data version, never older.
@@ -217,6 +218,15 @@ class Symlink(NamedTuple):
     gid: U32
 
 
+class MakeMountPoint(NamedTuple):
+    """A name that stands for the root of the volume of this name, which need not exist, nor on this server."""
+
+    operation: Operation
+    directory: Fid
+    name: Name
+    volume_name: Text
+
+
 class Link(NamedTuple):
     operation: Operation
     fid: Fid
@@ -249,6 +259,14 @@ class RemoveDir(NamedTuple):
 class RemoveDirReply(NamedTuple):
     directory: PromisedStatus
     removed: Fid
+
+
+class RemoveMountPoint(NamedTuple):
+    """The only way to remove one: RemoveFile, RemoveDir and renaming over it abort BUSY. The volume stays as it is."""
+
+    operation: Operation
+    directory: Fid
+    name: Name
 
 
 class RenameFlags(enum.IntFlag):
@@ -351,12 +369,64 @@ class GetVolumeStatusReply(NamedTuple):
 
 
 class GetEntryByName(NamedTuple):
+    """Aborts VNOVOL if no volume of this server has the name; another server may have it."""
+
     name: Text
 
 
-class GetEntryByNameReply(NamedTuple):
+class GetEntryByID(NamedTuple):
+    """Aborts VNOVOL, or VMOVED if the volume was here and is now on another server."""
+
+    volume: U32
+
+
+class VolumeEntry(NamedTuple):
+    """A volume of the server that was asked, and where its tree begins."""
+
+    name: Text
     volume: U32
     root: Fid
+
+
+# VL: administration, from the server's own machine only
+
+
+class CreateVolume(NamedTuple):
+    """Aborts EXIST if a volume has the name, INVAL if it can be none's."""
+
+    name: Text
+
+
+class ListVolumes(NamedTuple):
+    """Volumes with a greater number than `after`."""
+
+    after: U32
+
+
+class VolumeInfo(NamedTuple):
+    name: Text
+    volume: U32
+    files: U64  # vnodes of whatever type, the root directory and unlinked files among them
+    size: U64  # of all regular files together, in bytes, holes included
+    moved_to: Text  # where the volume is now; empty: here
+
+
+class ListVolumesReply(NamedTuple):
+    volumes: Annotated[tuple[VolumeInfo, ...], length_range(0, MAX_LIST)]
+    more: bool
+
+
+class RemoveVolume(NamedTuple):
+    """With everything in it. Aborts VNOVOL, PERM for the root volume."""
+
+    name: Text
+
+
+class RenameVolume(NamedTuple):
+    """Aborts VNOVOL, EXIST, INVAL, PERM for the root volume."""
+
+    name: Text
+    new_name: Text
 
 
 # CB
@@ -430,9 +500,11 @@ _METHODS = (
     _method("FS.CreateFile", CreateFile, EntryReply, True),
     _method("FS.MakeDir", MakeDir, EntryReply, True),
     _method("FS.Symlink", Symlink, EntryReply, True),
+    _method("FS.MakeMountPoint", MakeMountPoint, EntryReply, True),
     _method("FS.Link", Link, EntryReply, True),
     _method("FS.RemoveFile", RemoveFile, RemoveFileReply, True),
     _method("FS.RemoveDir", RemoveDir, RemoveDirReply, True),
+    _method("FS.RemoveMountPoint", RemoveMountPoint, RemoveFileReply, True),
     _method("FS.Rename", Rename, RenameReply, True),
     _method("FS.GetXattr", GetXattr, Empty),
     _method("FS.ListXattrs", ListXattrs, ListXattrsReply),
@@ -442,7 +514,12 @@ _METHODS = (
     _method("FS.GiveUpAllCallBacks", GiveUpAllCallBacks, Empty),
     _method("FS.GiveUpOpen", GiveUpOpen, Empty),
     _method("FS.GetVolumeStatus", GetVolumeStatus, GetVolumeStatusReply),
-    _method("VL.GetEntryByName", GetEntryByName, GetEntryByNameReply),
+    _method("VL.GetEntryByName", GetEntryByName, VolumeEntry),
+    _method("VL.GetEntryByID", GetEntryByID, VolumeEntry),
+    _method("VL.CreateVolume", CreateVolume, VolumeEntry),
+    _method("VL.ListVolumes", ListVolumes, ListVolumesReply),
+    _method("VL.RemoveVolume", RemoveVolume, Empty),
+    _method("VL.RenameVolume", RenameVolume, VolumeEntry),
     _method("CB.RenewLease", RenewLease, Empty),
     _method("CB.CallBack", CallBack, CallBackReply),
     _method("CB.InitCallBackState3", InitCallBackState3, Empty),
@@ -451,3 +528,5 @@ _METHODS = (
 
 METHODS: dict[str, Method] = {m.name: m for m in _METHODS}
 METHOD_OF_REQUEST: dict[type[Any], Method] = {m.request: m for m in _METHODS}
+CONTROL_METHODS = frozenset({"VL.CreateVolume", "VL.ListVolumes", "VL.RemoveVolume", "VL.RenameVolume"})
+"""Served on a server's control socket, and nowhere else."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 import trio
+from promisefs_protocol.address import DEFAULT_PORT, Address, AddressSyntaxError, parse_address
 
 from .errors import AddressError, StoreError
 from .service import DEFAULT_LEASE_S, Fileserver
@@ -25,7 +26,6 @@ from .store import Store
 log = logging.getLogger(__name__)
 
 DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 7654
 MIN_LEASE_S, MAX_LEASE_S = 0.5, 3600.0
 SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -76,12 +76,12 @@ def serve(
       promisefsd serve /srv/promisefs --port 0
       promisefsd serve /srv/promisefs --listen [::1]:7000
     """
-    host, port_number = _address(listen, port)
+    address = _address(listen, port)
     failure: BaseException | None = None
     try:
         _start_logging(log_file, verbose)
         _raise_file_limit()
-        trio.run(_serve, directory, host, port_number, lease, insecure)
+        trio.run(_serve, directory, address, lease, insecure)
     except* (StoreError, AddressError, OSError, sqlite3.Error) as group:
         failure = _first(group)
     if isinstance(failure, StoreError):
@@ -103,25 +103,16 @@ def _fail(code: ExitCode, message: str) -> None:
     sys.exit(code)
 
 
-def _address(listen: str | None, port: int | None) -> tuple[str, int]:
-    """Split HOST:PORT, [HOST]:PORT, HOST or :PORT; --port decides over it."""
-    host, port_text = DEFAULT_HOST, ""
-    if listen:
-        if listen.startswith("[") and "]" in listen:
-            host, _, rest = listen[1:].partition("]")
-            if rest and not rest.startswith(":"):
-                raise click.BadParameter(f"{listen!r} is not [HOST]:PORT", param_hint="--listen")
-            port_text = rest[1:]
-        elif listen.count(":") <= 1:
-            name, _, port_text = listen.partition(":")
-            host = name or DEFAULT_HOST
-        else:
-            raise click.BadParameter("write an IPv6 address as [HOST]:PORT", param_hint="--listen")
-    if port_text and not (port_text.isascii() and port_text.isdigit() and int(port_text) <= 65535):
-        raise click.BadParameter(f"{port_text!r} is no port", param_hint="--listen")
-    if port is not None:
-        return host, port
-    return host, int(port_text) if port_text else DEFAULT_PORT
+def _address(listen: str | None, port: int | None) -> Address:
+    """Read HOST:PORT, [HOST]:PORT, HOST or :PORT; --port decides over it."""
+    text = listen or DEFAULT_HOST
+    if text.startswith(":"):
+        text = DEFAULT_HOST + text
+    try:
+        address = parse_address(text, lowest_port=0)
+    except AddressSyntaxError as error:
+        raise click.BadParameter(str(error), param_hint="--listen") from None
+    return address if port is None else address._replace(port=port)
 
 
 def _start_logging(log_file: Path | None, verbose: bool) -> None:
@@ -140,18 +131,17 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _serve(directory: Path, host: str, port: int, lease_s: float, insecure: bool) -> None:
+async def _serve(directory: Path, address: Address, lease_s: float, insecure: bool) -> None:
     with trio.open_signal_receiver(*SHUTDOWN_SIGNALS) as signals:
-        listeners = await _listen(host, port, insecure)
+        listeners = await _listen(address.host, address.port, insecure)
         store = Store.open(directory, time.time_ns())
         server = Fileserver(store, lease_s)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_at_signal, server, signals)
             async with trio.open_nursery() as running:
                 await running.start(server.run, listeners)
-                bound_host, bound_port = listeners[0].socket.getsockname()[:2]
-                address = f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
-                click.echo(f"promisefsd: serving {directory}, listening on {address}")
+                bound = Address(*listeners[0].socket.getsockname()[:2])
+                click.echo(f"promisefsd: serving {directory}, listening on {bound}")
             nursery.cancel_scope.cancel()
 
 

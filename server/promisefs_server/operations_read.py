@@ -14,7 +14,6 @@ from promisefs_protocol.messages import (
     FetchDirectoryReply,
     FetchStatus,
     GetEntryByName,
-    GetEntryByNameReply,
     GetVolumeStatus,
     GetVolumeStatusReply,
     GetXattr,
@@ -25,6 +24,7 @@ from promisefs_protocol.messages import (
     Lookup,
     LookupReply,
     StatusReply,
+    VolumeEntry,
 )
 from promisefs_protocol.transport import Reply
 
@@ -131,4 +131,4 @@ class ReadOperations(Operations):
         root = self._vnodes.find(volume.root)
         if root is None:
             raise Aborted(AbortCode.IO, f"volume {volume.name} has lost its root directory")
-        return GetEntryByNameReply(volume.volume, root.fid), None
+        return VolumeEntry(volume.name, volume.volume, root.fid), None

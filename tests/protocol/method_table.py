@@ -10,12 +10,12 @@ from typing import Any, ForwardRef
 from promisefs_protocol import messages
 from promisefs_protocol.abort import AbortCode, errno_of
 from promisefs_protocol.ids import Fid, PromisedStatus, Status
-from promisefs_protocol.messages import METHODS, Break, Operation
+from promisefs_protocol.messages import CONTROL_METHODS, METHODS, Break, Operation, VolumeEntry, VolumeInfo
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
 MARK = "<!-- {name}: made by tests/protocol/method_table.py -->\n"
 END = "\n<!-- end -->"
-PARTS: tuple[type[Any], ...] = (Fid, Status, PromisedStatus, Operation, Break)
+PARTS: tuple[type[Any], ...] = (Fid, Status, PromisedStatus, Operation, Break, VolumeEntry, VolumeInfo)
 
 
 def type_text(annotation: str) -> str:
@@ -40,6 +40,8 @@ def who_calls(method: str) -> str:
         return "client, on both"
     if method == "CB.RenewLease":
         return "client, on callbacks"
+    if method in CONTROL_METHODS:
+        return "promisefsd volume, on control"
     return "server, on callbacks" if method.startswith("CB.") else "client, on calls"
 
 

@@ -95,7 +95,7 @@ def test_one_line_for_what_people_get_wrong(folder: Path, tmp_path: Path) -> Non
             ([str(tmp_path / "new"), "--port", str(server.port)], 4, "in use"),
             ([str(tmp_path / "new"), "--listen", "0.0.0.0:0"], 4, "--insecure"),
             ([str(tmp_path / "new"), "--listen", "nosuch.invalid:0"], 4, "resolve"),
-            ([str(tmp_path / "new"), "--listen", "127.0.0.1:x"], 2, "port"),
+            ([str(tmp_path / "new"), "--listen", "127.0.0.1:x"], 2, "HOST:PORT"),
             ([str(tmp_path / "new"), "--lease", "0"], 2, "range"),
         ):
             status, stderr = run("serve", *(["--port", "0"] if code == 3 else []), *arguments)
