@@ -28,6 +28,7 @@ from .fuse_ops import UPCALLS, Operations
 from .kernel import KernelCaches
 from .main_loop import fuse_descriptor, serve_kernel
 from .namespace import Namespace
+from .notifications import FuseNotifier
 from .options import MountOptions, Source
 from .session import Refused, ServerSession, ServerUnavailable
 from .vnode_table import KernelWork, VnodeTable
@@ -93,6 +94,7 @@ class Mount:
             self._callbacks.serve,
             self._callbacks.reset,
         )
+        self._notifier = FuseNotifier()
         self._initialised = trio.Event()
         self._ending = False
         self._cell: Cell | None = None
@@ -143,7 +145,7 @@ class Mount:
             vnode = table.by_ino(ino)
             return 0 if vnode is None else vnode.lookups
 
-        self._cell = Cell(self._session, table, KernelCaches(references), nursery)
+        self._cell = Cell(self._session, table, KernelCaches(self._notifier, references), nursery)
         self._files = FileStore(self._cell, self._pages)
 
     async def _serve(self, nursery: trio.Nursery, on_ready: Callable[[], None]) -> None:
@@ -168,14 +170,15 @@ class Mount:
             await serve_kernel(descriptor)
             await self._store_everything()
         finally:
-            cell.kernel.stop()
+            self._notifier.stop()
             pyfuse3.close(unmount=True)
         await self._session.say_goodbye()
 
     async def _announce(self, fuse_fd: int, on_ready: Callable[[], None]) -> None:
         await self._initialised.wait()
         assert self._cell is not None
-        self._cell.kernel.attach(fuse_fd)
+        self._notifier.attach(fuse_fd)
+        self._cell.kernel.initialised()
         self._cell.table.names_can_be_dropped = self._cell.kernel.has_epochs
         log.info("mounted %s on %s", self._source, self._mountpoint)
         on_ready()

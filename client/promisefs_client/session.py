@@ -56,6 +56,10 @@ class Refused(Exception):
     """The server does not want to talk to us: nothing to wait for."""
 
 
+Dial = Callable[[Address], Awaitable[trio.abc.Stream]]
+"""Connects to a server. Raises OSError."""
+
+
 class LeaseHolder(Protocol):
     """Who has to know until when promises are good."""
 
@@ -71,6 +75,7 @@ class ServerSession:
         timeout_s: float,
         on_callback: Handler,
         on_lease_lost: Callable[[], Awaitable[None]],
+        dial: Dial = connect,
     ) -> None:
         self.address = address
         self.timeout_s = timeout_s
@@ -83,6 +88,7 @@ class ServerSession:
         self._description = description
         self._on_callback = on_callback
         self._on_lease_lost = on_lease_lost
+        self._dial = dial
         self._calls: Peer | None = None
         self._slots = trio.Semaphore(MAX_CALLS)
         self._server: bytes | None = None  # UUID of the store we know; fids mean nothing to another one
@@ -166,10 +172,10 @@ class ServerSession:
             try:
                 with trio.fail_after(CONNECT_TIMEOUT_S):
                     sent_at = trio.current_time()
-                    callbacks, hello = await self._dial(Role.CALLBACKS, self._on_callback, nursery)
+                    callbacks, hello = await self._introduce(Role.CALLBACKS, self._on_callback, nursery)
                     self._check_server(hello.server)
                     self._extend_lease(sent_at, hello.lease_ms / 1000)
-                    calls, _ = await self._dial(Role.CALLS, _serve_nothing, nursery)
+                    calls, _ = await self._introduce(Role.CALLS, _serve_nothing, nursery)
                 self.connects += 1
                 self._calls = calls
                 self._up.set()
@@ -185,8 +191,8 @@ class ServerSession:
         if failure is not None:
             raise failure
 
-    async def _dial(self, role: Role, handler: Handler, nursery: trio.Nursery) -> tuple[Peer, HelloReply]:
-        stream = await connect(self.address.host, self.address.port)
+    async def _introduce(self, role: Role, handler: Handler, nursery: trio.Nursery) -> tuple[Peer, HelloReply]:
+        stream = await self._dial(self.address)
         peer = Peer(stream, handler, f"server {self.address} ({role})")
         nursery.start_soon(peer.run)
         hello = Hello("promisefs", PROTOCOL_VERSION, PROTOCOL_VERSION, self._client, role, self._description)

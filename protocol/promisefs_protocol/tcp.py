@@ -12,6 +12,8 @@ import socket
 
 import trio
 
+from .address import Address
+
 KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
@@ -71,6 +73,6 @@ class TcpStream(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
 
-async def connect(host: str, port: int) -> TcpStream:
-    """Connect to the first address of `host` that answers (happy eyeballs). Raise OSError."""
-    return TcpStream(await trio.open_tcp_stream(host, port))
+async def connect(address: Address) -> TcpStream:
+    """Connect to the first of the host's addresses that answers (happy eyeballs). Raise OSError."""
+    return TcpStream(await trio.open_tcp_stream(address.host, address.port))

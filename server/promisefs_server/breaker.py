@@ -69,7 +69,7 @@ class Contact:
         """Present while the host is in doubt; set when that ends."""
         self.waiting: list[_Batch] = []
         """Not sent yet; the last one takes what is queued until it is full."""
-        self.in_flight: set[_Batch] = set()
+        self.in_flight: list[_Batch] = []
         self.initialising = False
         self.minded = False
 
@@ -215,9 +215,10 @@ class Breaker:
         """Send batches to a host until none is waiting."""
         while contact.waiting:
             batch = contact.waiting.pop(0)
-            contact.in_flight.add(batch)
+            contact.in_flight.append(batch)
             if await self._acknowledged(contact, batch):
-                contact.in_flight.discard(batch)
+                if batch in contact.in_flight:
+                    contact.in_flight.remove(batch)
                 batch.settled.set()
             elif batch in contact.in_flight:
                 self.mark_stale(contact)
