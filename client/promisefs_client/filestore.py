@@ -126,7 +126,11 @@ class FileStore:
             await self._fetch_and_fill(vnode, contents, run, self._announce(state, run))
 
     def _fetch_ahead(self, vnode: Vnode, contents: FileContents, start: int, end: int) -> None:
-        """Begin to fetch what a sequential reader will want, a megabyte at a time."""
+        """Begin to fetch what a sequential reader will want, a megabyte at a time.
+
+        Nothing of the block before `start`: the read needs that one itself, and has to see why it cannot be fetched.
+        """
+        start = -(-start // BLOCK_BYTES) * BLOCK_BYTES
         if start >= end or not self._cell.session.connected:
             return
         state = self._state(vnode)

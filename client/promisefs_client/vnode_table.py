@@ -80,7 +80,7 @@ class VnodeTable:
         self._creating = 0
         self._claimed: set[Fid] = set()
         self.root_fid = root.fid
-        root_vnode = self._insert(root.fid, root.status)
+        root_vnode = self._resident(self._insert(root.fid, root.status))
         root_vnode.lookups = 1  # the kernel's, never forgotten
         root_vnode.parent = root.fid
 

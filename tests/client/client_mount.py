@@ -1,0 +1,177 @@
+"""Everything of a mount but the kernel, joined to a real server over memory streams.
+
+A call can be held before it is sent or after it was answered, and its reply can be lost: see `ScriptedSession`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+from promisefs_client.callbacks import CallbackService
+from promisefs_client.cell import Cell
+from promisefs_client.contents import PageCache
+from promisefs_client.filestore import FileStore
+from promisefs_client.kernel import KernelCaches
+from promisefs_client.namespace import Namespace
+from promisefs_client.readahead import Readahead
+from promisefs_client.session import Address, ServerSession, ServerUnavailable
+from promisefs_client.vnode import Vnode
+from promisefs_client.vnode_table import KernelWork, VnodeTable
+from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.connection import Piece
+from promisefs_protocol.messages import FetchStatus, GetEntryByName
+from server_cell import Cell as ServerCell
+from server_cell import running_cell, settled
+
+CACHE_BYTES = 16 << 20
+
+
+class ScriptedSession(ServerSession):
+    """A session whose calls, by type of request, tests hold up, lose or look at."""
+
+    def script(self) -> None:
+        self.sent: list[Any] = []
+        self.hold_before: dict[type, trio.Event] = {}
+        """A call of this type is sent when the event is set."""
+        self.hold_after: dict[type, trio.Event] = {}
+        """Its answer arrives when the event is set."""
+        self.lose_reply: set[type] = set()
+        """Carried out, but the answer never comes."""
+        self.refuse: dict[type, AbortCode] = {}
+        """Not carried out."""
+
+    async def call(
+        self, request: Any, bulk: Piece | None = None, timeout_s: float | None = None
+    ) -> tuple[Any, bytes | None]:
+        kind = type(request)
+        if kind in self.hold_before:
+            await self.hold_before[kind].wait()
+        self.sent.append(request)
+        if kind in self.refuse:
+            raise Aborted(self.refuse[kind], "refused by the test")
+        answer = await super().call(request, bulk, timeout_s)
+        if kind in self.hold_after:
+            await self.hold_after[kind].wait()
+        if kind in self.lose_reply:
+            raise ServerUnavailable("the test lost this reply")
+        return answer
+
+    def sent_of(self, kind: type) -> list[Any]:
+        return [request for request in self.sent if type(request) is kind]
+
+
+class RecordingKernel(KernelCaches):
+    """Stands for /dev/fuse, which no test without a mount has: says what the kernel would have been told."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda ino: 0)
+        self.dropped: list[KernelWork] = []
+        self.bytes_shown: list[tuple[int, int, bytes]] = []
+        self.drops_end = trio.Event()
+        """Drops of pages return when it is set: else the kernel still waits for a READ or a writeback."""
+        self.drops_end.set()
+        self.has_epochs = True
+
+    async def drop(self, work: Iterable[KernelWork]) -> None:
+        work = list(work)
+        self.dropped += work
+        if any(item.pages for item in work):
+            await self.drops_end.wait()
+
+    def drop_every_name(self) -> None:
+        pass
+
+    async def store_byte(self, ino: int, offset: int, byte: bytes) -> None:
+        self.bytes_shown.append((ino, offset, byte))
+
+
+class ClientMount:
+    """One mount."""
+
+    def __init__(self, server: ServerCell, ack_wait_s: float, timeout_s: float) -> None:
+        self._server = server
+        self.pages = PageCache(CACHE_BYTES)
+        self.callbacks = CallbackService(ack_wait_s)
+        self.kernel = RecordingKernel()
+        self.session = ScriptedSession(
+            Address("memory", 0), os.urandom(16), "test", timeout_s, self.callbacks.serve, self.callbacks.reset
+        )
+        self.session.script()
+        self.cell: Cell
+        self.files: FileStore
+        self.names: Namespace
+
+    async def connect(self, nursery: trio.Nursery) -> None:
+        await nursery.start(self.session.run)
+        nursery.start_soon(self.session.watch_lease)
+        volume, _ = await self.session.call(GetEntryByName("root"))
+        root, _ = await self.session.call(FetchStatus(volume.root))
+        table = VnodeTable(self.pages, root.entry, 100)
+        table.lease_until = self.session.lease_until
+        self.session.lease_holder = table
+        self.cell = self.callbacks.cell = Cell(self.session, table, self.kernel, nursery)
+        self.files = FileStore(self.cell, self.pages)
+        self.names = Namespace(self.cell)
+
+    @property
+    def table(self) -> VnodeTable:
+        return self.cell.table
+
+    @property
+    def root(self) -> Vnode:
+        root = self.table.get(self.table.root_fid)
+        assert root is not None
+        return root
+
+    async def open(self, name: bytes) -> Vnode:
+        """Look a file up and open it, as the kernel would: it may have pages of it from now on."""
+        vnode = await self.names.lookup(self.root, name)
+        assert vnode is not None
+        vnode = self.table.add_open(self.table.add_lookup(vnode))
+        vnode.kernel_pages = True
+        return vnode
+
+    def close(self, vnode: Vnode) -> None:
+        self.cell.close_handle(vnode)
+        self.files.released(vnode)
+
+    async def read(self, vnode: Vnode, offset: int = 0, length: int = 1 << 20) -> bytes:
+        return bytes(await self.files.read(vnode, offset, length, Readahead(0)))
+
+    def check_invariants(self) -> None:
+        self.table.check_invariants()
+        self.pages.check_invariants()
+        for vnode in self.table:
+            if vnode.contents is not None:
+                vnode.contents.check_invariants()
+
+
+class World:
+    """A server and its mounts."""
+
+    def __init__(self, server: ServerCell) -> None:
+        self.server = server
+        self.mounts: list[ClientMount] = []
+
+    async def mount(self, *, ack_wait_s: float = 1.0, timeout_s: float = 30.0) -> ClientMount:
+        mount = ClientMount(self.server, ack_wait_s, timeout_s)
+        await mount.connect(self.server.nursery)
+        self.mounts.append(mount)
+        return mount
+
+
+@asynccontextmanager
+async def running_world(folder: Path) -> AsyncIterator[World]:
+    async with running_cell(folder, clean=False) as server:
+        world = World(server)
+        yield world
+        for mount in world.mounts:
+            mount.check_invariants()
+
+
+__all__ = ["ClientMount", "World", "running_world", "settled"]

@@ -1,0 +1,163 @@
+"""The data layer of a mount against a real server: everything but the kernel."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import trio
+from client_mount import ClientMount, World, settled
+from promisefs_client.contents import BLOCK_BYTES
+from promisefs_client.errors import FsError
+from promisefs_client.pagecache import CLEAN_SHARE
+from promisefs_client.session import ServerUnavailable
+from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.ids import Fid
+from promisefs_protocol.messages import FetchData, GiveUpOpen, StoreData, StoreStatus
+from server_cell import Client
+
+
+async def new_file(world: World, content: bytes) -> tuple[Client, Fid]:
+    """Another mount, shown as the bare client it is to the server, and a file that it made."""
+    other = await world.server.connected()
+    made = await other.create(b"file")
+    if content:
+        await other.store(made.fid, content)
+    return other, made.fid
+
+
+def size_to(fid: Fid, size: int) -> StoreStatus:
+    return StoreStatus(fid, None, None, None, size, None, None)
+
+
+# Changes whose outcome is not known
+
+
+async def test_what_a_store_without_an_answer_may_have_changed_is_asked_for_again(
+    world: World, mount: ClientMount
+) -> None:
+    """The server breaks no promise of who made a change, so the client takes its own promise away."""
+    _, fid = await new_file(world, b"old")
+    vnode = await mount.open(b"file")
+    assert await mount.read(vnode) == b"old"
+    mount.session.lose_reply.add(StoreStatus)
+    with pytest.raises(ServerUnavailable):
+        await mount.files.truncate(vnode, size_to(fid, 1))
+    assert not mount.cell.valid(vnode)
+    assert await mount.read(vnode) == b"o"
+    assert vnode.status.size == 1
+    await settled()
+    assert vnode.ino in [work.ino for work in mount.kernel.dropped if work.pages]
+
+
+async def test_a_call_without_an_answer_that_changes_nothing_costs_no_promise(world: World, mount: ClientMount) -> None:
+    await new_file(world, b"x" * 2 * BLOCK_BYTES)
+    vnode = await mount.open(b"file")
+    assert await mount.read(vnode, 0, 1) == b"x"
+    mount.session.lose_reply.add(FetchData)
+    with pytest.raises(ServerUnavailable):
+        await mount.read(vnode, BLOCK_BYTES, 1)
+    assert mount.cell.valid(vnode)
+
+
+# Reading
+
+
+async def test_readers_that_need_the_same_blocks_at_different_times_all_end(world: World, mount: ClientMount) -> None:
+    """Each block has one fetch at a time, and whoever waits for it is woken by that one."""
+    content = bytes(range(256)) * (5 * BLOCK_BYTES // 256)
+    await new_file(world, content)
+    vnode = await mount.open(b"file")
+    await mount.read(vnode, 2 * BLOCK_BYTES, 1)
+    done: list[tuple[int, bytes]] = []
+
+    async def read(first: int, last: int) -> None:
+        done.append((first, await mount.read(vnode, first * BLOCK_BYTES, (last + 1 - first) * BLOCK_BYTES)))
+
+    async with trio.open_nursery() as nursery:
+        mount.session.hold_after[FetchData] = first_gate = trio.Event()
+        nursery.start_soon(read, 1, 3)  # needs 1 and 3, and fetches 1 first
+        await settled()
+        mount.session.hold_after[FetchData] = second_gate = trio.Event()
+        nursery.start_soon(read, 3, 3)
+        await settled()
+        nursery.start_soon(read, 3, 4)  # waits for that one's fetch
+        await settled()
+        first_gate.set()
+        await settled()
+        second_gate.set()
+        with trio.move_on_after(5):
+            while len(done) < 3:
+                await settled()
+        nursery.cancel_scope.cancel()
+    assert sorted((first, len(data)) for first, data in done) == [
+        (1, 3 * BLOCK_BYTES),
+        (3, BLOCK_BYTES),
+        (3, 2 * BLOCK_BYTES),
+    ]
+    fetches = [(call.offset, call.length) for call in mount.session.sent_of(FetchData)]
+    assert len(fetches) == len(set(fetches)), "a block was fetched twice"
+
+
+async def test_a_block_that_the_server_cannot_read_is_an_error_not_a_wait(world: World, mount: ClientMount) -> None:
+    """Readahead that fails says nothing; the read itself has to meet the failure."""
+    await new_file(world, bytes(2 * BLOCK_BYTES))
+    vnode = await mount.open(b"file")
+    mount.session.refuse[FetchData] = AbortCode.IO
+    with trio.fail_after(5), pytest.raises(Aborted) as caught:
+        await mount.read(vnode, BLOCK_BYTES, 1)
+    assert caught.value.code == AbortCode.IO
+
+
+async def test_a_read_of_two_blocks_ends_though_dirty_bytes_fill_the_cache(world: World, mount: ClientMount) -> None:
+    """A share of the cache is for clean blocks, else each of the two would drive out the other for ever."""
+    other, _ = await new_file(world, bytes(2 * BLOCK_BYTES))
+    await other.create(b"dirty")
+    dirty = await mount.open(b"dirty")
+    mount.pages.limit_bytes = 2 * CLEAN_SHARE * BLOCK_BYTES
+    mount.session.hold_before[StoreData] = trio.Event()
+    mount.files.contents(dirty).write(0, bytes(mount.pages.limit_bytes))
+    vnode = await mount.open(b"file")
+    contents = mount.files.contents(vnode)
+    # The two are fetched one after the other, as a kernel's READ that straddles them may need.
+    await mount.read(vnode, BLOCK_BYTES, 1)
+    with trio.fail_after(5):
+        assert await mount.read(vnode, BLOCK_BYTES - 1, 2) == b"\0\0"
+    assert contents.missing(0, 2 * BLOCK_BYTES) == []
+    mount.files.contents(dirty).discard_dirty(0, None)
+
+
+# Bytes that cannot be stored
+
+
+async def test_bytes_lost_because_their_file_was_removed_are_reported_from_then_on(
+    world: World, mount: ClientMount
+) -> None:
+    other, _ = await new_file(world, b"")
+    vnode = await mount.open(b"file")
+    await mount.files.write(vnode, 0, b"lost")
+    await other.unlink(b"file")
+    await mount.session.call(GiveUpOpen((vnode.fid,)))  # so it is kept for nobody
+    with pytest.raises(Aborted):
+        await mount.files.store(vnode, sync=False)
+    for attempt in (mount.files.store(vnode, sync=True), mount.files.write(vnode, 0, b"more")):
+        with pytest.raises(FsError) as caught:
+            await attempt
+        assert caught.value.errno == errno.ESTALE
+    assert mount.pages.dirty_bytes == 0
+
+
+async def test_memory_for_what_cannot_be_stored_is_bounded(world: World, mount: ClientMount) -> None:
+    await new_file(world, b"")
+    vnode = await mount.open(b"file")
+    mount.session.refuse[StoreData] = AbortCode.NOSPC
+    limit, piece = mount.pages.limit_bytes, bytes(1 << 20)
+    with pytest.raises(Aborted) as caught:
+        for offset in range(0, 4 * limit, len(piece)):
+            await mount.files.write(vnode, offset, piece)
+    assert caught.value.code == AbortCode.NOSPC
+    assert limit < mount.pages.dirty_bytes <= limit + len(piece)
+    del mount.session.refuse[StoreData]
+    await mount.files.write(vnode, 0, b"room was made")
+    await mount.files.store(vnode, sync=False)
+    assert mount.pages.dirty_bytes == 0
