@@ -6,7 +6,7 @@ A call can be held before it is sent or after it was answered, and its reply can
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from promisefs_client.filestore import FileStore
 from promisefs_client.kernel import KernelCaches
 from promisefs_client.namespace import Namespace
 from promisefs_client.readahead import Readahead
-from promisefs_client.session import Address, ServerSession, ServerUnavailable
+from promisefs_client.session import ServerSession, ServerUnavailable
 from promisefs_client.vnode import Vnode
 from promisefs_client.vnode_table import KernelWork, VnodeTable
 from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.address import Address
 from promisefs_protocol.connection import Piece
 from promisefs_protocol.messages import FetchStatus, GetEntryByName
 from server_cell import Cell as ServerCell
@@ -65,29 +66,27 @@ class ScriptedSession(ServerSession):
         return [request for request in self.sent if type(request) is kind]
 
 
-class RecordingKernel(KernelCaches):
+class RecordingNotifier:
     """Stands for /dev/fuse, which no test without a mount has: says what the kernel would have been told."""
 
     def __init__(self) -> None:
-        super().__init__(lambda ino: 0)
         self.dropped: list[KernelWork] = []
         self.bytes_shown: list[tuple[int, int, bytes]] = []
         self.drops_end = trio.Event()
         """Drops of pages return when it is set: else the kernel still waits for a READ or a writeback."""
         self.drops_end.set()
-        self.has_epochs = True
 
-    async def drop(self, work: Iterable[KernelWork]) -> None:
-        work = list(work)
-        self.dropped += work
-        if any(item.pages for item in work):
+    def increment_epoch(self) -> bool:
+        return True
+
+    async def invalidate(self, items: Sequence[KernelWork]) -> list[KernelWork]:
+        self.dropped += items
+        if any(item.pages for item in items):
             await self.drops_end.wait()
+        return []
 
-    def drop_every_name(self) -> None:
-        pass
-
-    async def store_byte(self, ino: int, offset: int, byte: bytes) -> None:
-        self.bytes_shown.append((ino, offset, byte))
+    async def store(self, ino: int, offset: int, data: bytes) -> None:
+        self.bytes_shown.append((ino, offset, data))
 
 
 class ClientMount:
@@ -97,14 +96,23 @@ class ClientMount:
         self._server = server
         self.pages = PageCache(CACHE_BYTES)
         self.callbacks = CallbackService(ack_wait_s)
-        self.kernel = RecordingKernel()
+        self.kernel = RecordingNotifier()
         self.session = ScriptedSession(
-            Address("memory", 0), os.urandom(16), "test", timeout_s, self.callbacks.serve, self.callbacks.reset
+            Address("memory", 0),
+            os.urandom(16),
+            "test",
+            timeout_s,
+            self.callbacks.serve,
+            self.callbacks.reset,
+            self._dial_server,
         )
         self.session.script()
         self.cell: Cell
         self.files: FileStore
         self.names: Namespace
+
+    async def _dial_server(self, address: Address) -> trio.abc.Stream:
+        return await self._server.stream()
 
     async def connect(self, nursery: trio.Nursery) -> None:
         await nursery.start(self.session.run)
@@ -114,9 +122,17 @@ class ClientMount:
         table = VnodeTable(self.pages, root.entry, 100)
         table.lease_until = self.session.lease_until
         self.session.lease_holder = table
-        self.cell = self.callbacks.cell = Cell(self.session, table, self.kernel, nursery)
+        self.cell = self.callbacks.cell = Cell(
+            self.session, table, KernelCaches(self.kernel, self._references), nursery
+        )
+        self.cell.kernel.initialised()
+        table.names_can_be_dropped = True
         self.files = FileStore(self.cell, self.pages)
         self.names = Namespace(self.cell)
+
+    def _references(self, ino: int) -> int:
+        vnode = self.table.by_ino(ino)
+        return 0 if vnode is None else vnode.lookups
 
     @property
     def table(self) -> VnodeTable:
