@@ -1,4 +1,4 @@
-"""Serves the server's calls: CB.CallBack, CB.InitCallBackState3, CB.Probe.
+"""Serves a server's calls: CB.CallBack, CB.InitCallBackState3, CB.Probe.
 
 Order of a break: the table changes in one step, then the kernel drops what is stale, then we acknowledge. The
 kernel may wait for a READ that waits for the server, so the acknowledgement does not wait longer than `ack_wait_s`;
@@ -24,6 +24,7 @@ from promisefs_protocol.messages import (
 from promisefs_protocol.transport import Reply
 
 from .cell import Cell
+from .servers import Server
 from .session import ServerUnavailable
 from .vnode_table import KernelWork
 
@@ -31,9 +32,10 @@ log = logging.getLogger(__name__)
 
 
 class CallbackService:
-    """`cell` is set once, right after the first connection is up; the server breaks nothing before that."""
+    """What one server may call. `cell` is set once, before anything of the server's is cached."""
 
-    def __init__(self, ack_wait_s: float) -> None:
+    def __init__(self, server: Server, ack_wait_s: float) -> None:
+        self.server = server
         self.cell: Cell | None = None
         self.ack_wait_s = ack_wait_s
         self.breaks = 0
@@ -46,7 +48,7 @@ class CallbackService:
                 return await self._call_back(request), None
             case InitCallBackState3():
                 self.resets += 1
-                log.info("InitCallBackState3: no promise of the server's holds any more")
+                log.info("InitCallBackState3: no promise of %s holds any more", self.server.name)
                 await self.reset()
                 return Empty(), None
             case Probe():
@@ -58,7 +60,7 @@ class CallbackService:
         if cell is None:
             return CallBackReply(())
         self.breaks += len(request.breaks)
-        work, still_open = cell.table.break_promises(request.breaks)
+        work, still_open = cell.table.break_promises(self.server, request.breaks)
         if work:
             await self._bounded(lambda: self._drop_and_grow(cell, work))
         return CallBackReply(tuple(still_open))
@@ -99,11 +101,11 @@ class CallbackService:
             await cell.kernel.store_byte(item.ino, item.grown_to - 1, byte)
 
     async def reset(self) -> None:
-        """Nothing cached is served until it is validated: open files first, they may be mapped."""
+        """Nothing of the server's is served until it is validated: open files first, they may be mapped."""
         cell = self.cell
         if cell is None:
             return
-        urgent, rest = cell.table.reset()
+        urgent, rest = cell.table.reset(self.server)
         if cell.kernel.has_epochs:
             cell.kernel.drop_every_name()  # so everything that is reached by a path is asked for again
         await self._bounded(lambda: cell.drop(urgent))

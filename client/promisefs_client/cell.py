@@ -1,14 +1,14 @@
-"""Asks the server and installs what it says: the vnode table joined with the session and the kernel.
+"""Asks servers and installs what they say: the vnode table joined with the sessions and the kernel.
 
-Every call that brings statuses goes through `ask`, which marks its start, so that a promise that was broken while its
-reply was under way is not installed. After any await the state may have changed: callers validate again, or take the
-answer as of a moment after they began.
+A call goes to the server that has the volume of the first fid in it. Every call that brings statuses goes through
+`ask`, which marks its start, so that a promise that was broken while its reply was under way is not installed. After
+any await the state may have changed: callers validate again, or take the answer as of a moment after they began.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from promisefs_protocol.messages import (
     Changed,
     CreateFile,
     FetchStatus,
+    GetVolumeStatus,
     GiveUpCallBacks,
     GiveUpOpen,
     InlineBulkStatus,
@@ -38,9 +39,10 @@ from promisefs_protocol.messages import (
 )
 
 from .kernel import KernelCaches
+from .servers import CallMark, Server
 from .session import ServerSession, ServerUnavailable
 from .vnode import Vnode
-from .vnode_table import CallMark, KernelWork, VnodeTable
+from .vnode_table import KernelWork, VnodeTable
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +71,27 @@ class Answer(NamedTuple):
     mark: CallMark
 
 
-class Cell:
-    """One server's vnodes, as this mount knows them. `nursery` runs what outlives the call that began it."""
+def fids_of(request: Any) -> Iterator[Fid]:
+    """The fids in a call's arguments, in their order."""
+    for argument in request:
+        if isinstance(argument, Fid):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from (item for item in argument if isinstance(item, Fid))
 
-    def __init__(self, session: ServerSession, table: VnodeTable, kernel: KernelCaches, nursery: trio.Nursery) -> None:
-        self.session = session
+
+def volume_of(request: Any) -> int:
+    """The number of the volume that a call concerns: that of its first fid."""
+    return request.volume if isinstance(request, GetVolumeStatus) else next(fids_of(request)).volume
+
+
+class Cell:
+    """The servers' vnodes, as this mount knows them. `nursery` runs what outlives the call that began it."""
+
+    def __init__(
+        self, sessions: Mapping[Server, ServerSession], table: VnodeTable, kernel: KernelCaches, nursery: trio.Nursery
+    ) -> None:
+        self.sessions = sessions
         self.table = table
         self.kernel = kernel
         self._nursery = nursery
@@ -92,27 +110,36 @@ class Cell:
     def valid(self, vnode: Vnode) -> bool:
         return self.table.valid(vnode, trio.current_time())
 
+    def connected(self, vnode: Vnode) -> bool:
+        """Whether the vnode's server can be asked at this moment."""
+        return self.sessions[vnode.server].connected
+
+    async def call(self, request: Any, bulk: Piece | None = None) -> tuple[Any, bytes | None]:
+        """Make a call that brings no status. Raise Aborted, ServerUnavailable."""
+        return await self.sessions[self.table.volumes[volume_of(request)].server].call(request, bulk)
+
     @asynccontextmanager
     async def ask(self, request: Any, bulk: Piece | None = None) -> Any:
-        """Call the server; inside the block, without awaiting, install what the Answer brings."""
-        mark = self.table.begin_call(trio.current_time())
+        """Make a call; inside the block, without awaiting, install what the Answer brings."""
+        server = self.table.volumes[volume_of(request)].server
+        mark = server.begin_call(trio.current_time())
         try:
             try:
-                reply, data = await self.session.call(request, bulk)
+                reply, data = await self.sessions[server].call(request, bulk)
             except Aborted:
                 raise
             except BaseException:
                 if isinstance(request, MUTATIONS):
-                    self._forget_changed(request)
+                    self._forget_changed(server, request)
                 raise
             yield Answer(reply, data, mark)
         finally:
-            self.table.end_call(mark)
+            server.end_call(mark)
 
-    def _forget_changed(self, request: Any) -> None:
+    def _forget_changed(self, server: Server, request: Any) -> None:
         """A change may or may not have been made, and the server breaks no promise of who made it: do it ourselves."""
         changed = Changed.STATUS | Changed.DATA
-        work, _ = self.table.break_promises([Break(fid, changed, 0) for fid in request if isinstance(fid, Fid)])
+        work, _ = self.table.break_promises(server, [Break(fid, changed, 0) for fid in fids_of(request)])
         self.start(self.drop, work)
 
     async def validate(self, vnode: Vnode) -> None:
@@ -136,8 +163,7 @@ class Cell:
 
     async def fetch_statuses(self, fids: list[Fid]) -> None:
         """Bring many statuses up to date. Those that are gone are marked so; no error for them."""
-        for start in range(0, len(fids), MAX_LIST // 4):
-            part = tuple(fids[start : start + MAX_LIST // 4])
+        for part in _parts(fids, MAX_LIST // 4):
             async with self.ask(InlineBulkStatus(part)) as answer:
                 for fid, entry in zip(part, answer.reply.entries, strict=True):
                     if not isinstance(entry, int):
@@ -195,25 +221,29 @@ class Cell:
         self.table.may_be_idle(vnode)
 
     def give_up_open(self, fids: list[Fid]) -> None:
-        """Tell the server that these deleted files need not be kept for us."""
-        if fids:
-            self.start(self._give_up, GiveUpOpen(tuple(fids)))
+        """Tell the servers that these deleted files need not be kept for us."""
+        for part in _parts(fids, MAX_LIST):
+            self.start(self._give_up_open, part)
 
-    async def _give_up(self, request: GiveUpOpen | GiveUpCallBacks) -> None:
+    async def _give_up_open(self, fids: tuple[Fid, ...]) -> None:
         try:
-            await self.session.call(request)
+            await self.call(GiveUpOpen(fids))
         except (Aborted, ServerUnavailable) as error:
-            log.warning("giving up %d fids: %s", len(request.fids), error)
+            log.warning("giving up %d open files: %s", len(fids), error)
 
     # Upkeep
 
-    async def renew_promises(self) -> None:
+    async def renew_promises(self, server: Server) -> None:
         """Keep a promise on everything open; give up those of evicted vnodes. Runs until cancelled."""
         while True:
             await trio.sleep(RENEW_EVERY_S)
-            await self.give_up_evicted()
+            await self._give_up_evicted(server)
             soon = trio.current_time() + RENEW_BEFORE_S
-            await self.revalidate(v for v in self.table if v.opens and v.promise_until < soon and not v.status.is_dir)
+            await self.revalidate(
+                v
+                for v in self.table
+                if v.server is server and v.opens and v.promise_until < soon and not v.status.is_dir
+            )
 
     async def revalidate(self, vnodes: Iterable[Vnode]) -> None:
         try:
@@ -222,10 +252,22 @@ class Cell:
             log.warning("renewing promises: %s", error)
         self.drop_stale_later()
 
-    async def give_up_evicted(self) -> None:
-        while self.table.given_up:
-            fids = self.table.begin_giving_up(MAX_LIST)
+    async def _give_up_evicted(self, server: Server) -> None:
+        while server.given_up:
+            fids = server.begin_giving_up(MAX_LIST, known=self.table)
             try:
-                await self._give_up(GiveUpCallBacks(fids))
+                await self.sessions[server].call(GiveUpCallBacks(fids))
+            except (Aborted, ServerUnavailable) as error:
+                log.warning("giving up %d promises: %s", len(fids), error)
             finally:
-                self.table.end_giving_up(fids)
+                server.end_giving_up(fids)
+
+
+def _parts(fids: list[Fid], most: int) -> Iterator[tuple[Fid, ...]]:
+    """Split into lists of at most `most` fids, each of one volume."""
+    by_volume: dict[int, list[Fid]] = {}
+    for fid in fids:
+        by_volume.setdefault(fid.volume, []).append(fid)
+    for of_volume in by_volume.values():
+        for start in range(0, len(of_volume), most):
+            yield tuple(of_volume[start : start + most])

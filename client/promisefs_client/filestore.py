@@ -59,8 +59,9 @@ class _FileState:
 
 
 class FileStore:
-    def __init__(self, cell: Cell, cache: PageCache) -> None:
+    def __init__(self, cell: Cell, cache: PageCache, timeout_s: float) -> None:
         self._cell = cell
+        self._timeout_s = timeout_s
         self._cache = cache
         self._states: dict[Vnode, _FileState] = {}
         self.store_failures = 0
@@ -131,7 +132,7 @@ class FileStore:
         Nothing of the block before `start`: the read needs that one itself, and has to see why it cannot be fetched.
         """
         start = -(-start // BLOCK_BYTES) * BLOCK_BYTES
-        if start >= end or not self._cell.session.connected:
+        if start >= end or not self._cell.connected(vnode):
             return
         state = self._state(vnode)
         missing = [i for i in contents.missing(start, end - start) if i not in state.fetching]
@@ -238,7 +239,7 @@ class FileStore:
             return
         state = self._state(vnode)
         try:
-            with trio.move_on_after(self._cell.session.timeout_s) as deadline:
+            with trio.move_on_after(self._timeout_s) as deadline:
                 async with state.store_lock:
                     await self._store_dirty(state, sync)
             if deadline.cancelled_caught:
@@ -255,7 +256,7 @@ class FileStore:
         while vnode.is_dirty:
             synced = await self._store_extents(vnode, sync_if_single=sync)
         if sync and not synced:
-            await self._cell.session.call(Sync((vnode.fid,)))
+            await self._cell.call(Sync((vnode.fid,)))
         state.retry_at = 0.0
         state.failure = None
 
@@ -372,9 +373,9 @@ class FileStore:
             vnode.contents.discard_dirty(0, None)
             self._settle(state)
 
-    async def sync_names(self) -> None:
-        """fsync of a directory: every change of names that was answered is durable."""
-        await self._cell.session.call(Sync(()))
+    async def sync_names(self, directory: Vnode) -> None:
+        """fsync of a directory: every change of names that its server answered is durable."""
+        await self._cell.call(Sync((directory.fid,)))
 
     # Upkeep
 

@@ -263,7 +263,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        reply, _ = await self._cell.session.call(GetVolumeStatus(self._table.root_fid.volume))
+        reply, _ = await self._cell.call(GetVolumeStatus(self._table.root_fid.volume))
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = reply.block_bytes
         data.f_blocks = reply.blocks
@@ -432,7 +432,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._files.sync_names()
+        await self._files.sync_names(self._open_directories[fh].vnode)
 
     # Extended attributes
 

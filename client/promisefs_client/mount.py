@@ -30,6 +30,7 @@ from .main_loop import fuse_descriptor, serve_kernel
 from .namespace import Namespace
 from .notifications import FuseNotifier
 from .options import MountOptions, Source
+from .servers import Server, Volume
 from .session import Refused, ServerSession, ServerUnavailable
 from .vnode_table import KernelWork, VnodeTable
 from .xattrs import Xattrs
@@ -85,8 +86,10 @@ class Mount:
         self._options = options
         self._started_at = time.time()
         self._pages = PageCache(options.cache_bytes)
-        self._callbacks = CallbackService(options.ack_wait_s)
+        server = Server(str(source.address))
+        self._callbacks = CallbackService(server, options.ack_wait_s)
         self._session = ServerSession(
+            server,
             source.address,
             uuid.uuid4().bytes,
             f"{socket.gethostname()}:{mountpoint}"[:200],
@@ -128,8 +131,8 @@ class Mount:
         except trio.TooSlowError:
             raise UserError(f"the server at {address} does not answer", ExitCode.SERVER) from None
         try:
-            volume, _ = await self._session.call(GetEntryByName(self._source.volume))
-            root, _ = await self._session.call(FetchStatus(volume.root))
+            entry, _ = await self._session.call(GetEntryByName(self._source.volume))
+            root, _ = await self._session.call(FetchStatus(entry.root))
         except Aborted as refusal:
             if refusal.code == AbortCode.VNOVOL:
                 message = f"{address} has no volume {self._source.volume!r}"
@@ -137,16 +140,17 @@ class Mount:
             raise UserError(f"{address}: {refusal}", ExitCode.SERVER) from None
         except ServerUnavailable as error:
             raise UserError(str(error), ExitCode.SERVER) from None
-        table = VnodeTable(self._pages, root.entry, self._options.max_idle)
-        table.lease_until = self._session.lease_until
-        self._session.lease_holder = table
+        server = self._session.server
+        volume = Volume(entry.volume, entry.name, entry.root, server)
+        table = VnodeTable(self._pages, volume, root.entry.status, self._options.max_idle)
 
         def references(ino: int) -> int:
             vnode = table.by_ino(ino)
             return 0 if vnode is None else vnode.lookups
 
-        self._cell = Cell(self._session, table, KernelCaches(self._notifier, references), nursery)
-        self._files = FileStore(self._cell, self._pages)
+        kernel = KernelCaches(self._notifier, references)
+        self._cell = Cell({server: self._session}, table, kernel, nursery)
+        self._files = FileStore(self._cell, self._pages, self._options.timeout_s)
 
     async def _serve(self, nursery: trio.Nursery, on_ready: Callable[[], None]) -> None:
         cell, files = self._cell, self._files
@@ -165,7 +169,7 @@ class Mount:
             self._callbacks.cell = cell
             nursery.start_soon(self._on_signals)
             nursery.start_soon(self._announce, descriptor, on_ready)
-            nursery.start_soon(cell.renew_promises)
+            nursery.start_soon(cell.renew_promises, self._session.server)
             nursery.start_soon(files.store_in_time)
             await serve_kernel(descriptor)
             await self._store_everything()
@@ -225,7 +229,7 @@ class Mount:
             "mounted_s": round(time.time() - self._started_at, 1),
             "connected": session.connected,
             "connects": session.connects,
-            "lease_left_s": round(max(0.0, table.lease_until - now), 1),
+            "lease_left_s": round(max(0.0, session.server.lease_until - now), 1),
             "vnodes": len(table),
             "promises": sum(table.valid(vnode, now) for vnode in table),
             "open_files": sum(vnode.opens for vnode in table if not vnode.status.is_dir),

@@ -32,6 +32,7 @@ from promisefs_protocol.messages import (
 
 from .cell import Cell
 from .errors import FsError
+from .session import UNNUMBERED
 from .vnode import Version, Vnode
 
 LISTING_ATTEMPTS = 5
@@ -138,30 +139,25 @@ class Namespace:
         vnode: Vnode | None = None
         self._table.begin_create()
         try:
-            with self._cell.session.operation() as operation:
-                request = CreateFile(operation, directory.fid, name, mode, *owner)
-                vnode = await self._add(directory, name, request)
+            vnode = await self._add(directory, name, CreateFile(UNNUMBERED, directory.fid, name, mode, *owner))
         finally:
             self._cell.give_up_open(self._table.end_create(vnode))
         return vnode
 
     async def make_dir(self, directory: Vnode, name: bytes, mode: int, owner: Owner) -> Vnode:
-        with self._cell.session.operation() as operation:
-            vnode = await self._add(directory, name, MakeDir(operation, directory.fid, name, mode, *owner))
+        vnode = await self._add(directory, name, MakeDir(UNNUMBERED, directory.fid, name, mode, *owner))
         vnode.parent = directory.fid
         if vnode.status.nlink == 2 and self._cell.valid(vnode) and vnode.names is None:
             self._table.learn_listing(vnode, vnode.status.version, {})  # nobody can have put anything into it yet
         return vnode
 
     async def symlink(self, directory: Vnode, name: bytes, target: bytes, owner: Owner) -> Vnode:
-        with self._cell.session.operation() as operation:
-            vnode = await self._add(directory, name, Symlink(operation, directory.fid, name, target, *owner))
+        vnode = await self._add(directory, name, Symlink(UNNUMBERED, directory.fid, name, target, *owner))
         vnode.target = target
         return vnode
 
     async def link(self, vnode: Vnode, directory: Vnode, name: bytes) -> Vnode:
-        with self._cell.session.operation() as operation:
-            return await self._add(directory, name, Link(operation, vnode.fid, directory.fid, name))
+        return await self._add(directory, name, Link(UNNUMBERED, vnode.fid, directory.fid, name))
 
     async def _add(self, directory: Vnode, name: bytes, request: CreateFile | MakeDir | Symlink | Link) -> Vnode:
         async with self._cell.ask(request) as answer:
@@ -173,8 +169,8 @@ class Namespace:
     async def remove_file(self, directory: Vnode, name: bytes) -> None:
         vnode = await self._must_exist(directory, name)
         await self.settled(vnode)
-        with self._removal(vnode) as keep_open, self._cell.session.operation() as operation:
-            request = RemoveFile(operation, directory.fid, name, keep_open)
+        with self._removal(vnode) as keep_open:
+            request = RemoveFile(UNNUMBERED, directory.fid, name, keep_open)
             async with self._cell.ask(request) as answer:
                 reply = answer.reply
                 self._table.own_change(reply.directory, answer.mark, {name: None})
@@ -182,14 +178,13 @@ class Namespace:
         self._cell.lost_a_name(removed, kept_open=keep_open)
 
     async def remove_dir(self, directory: Vnode, name: bytes) -> None:
-        with self._cell.session.operation() as operation:
-            async with self._cell.ask(RemoveDir(operation, directory.fid, name)) as answer:
-                reply = answer.reply
-                self._table.own_change(reply.directory, answer.mark, {name: None})
-                removed = self._table.get(reply.removed)
-                if removed is not None:
-                    self._table.vnode_is_gone(removed)
-                    self._table.may_be_idle(removed)
+        async with self._cell.ask(RemoveDir(UNNUMBERED, directory.fid, name)) as answer:
+            reply = answer.reply
+            self._table.own_change(reply.directory, answer.mark, {name: None})
+            removed = self._table.get(reply.removed)
+            if removed is not None:
+                self._table.vnode_is_gone(removed)
+                self._table.may_be_idle(removed)
 
     async def rename(
         self, old_directory: Vnode, old_name: bytes, new_directory: Vnode, new_name: bytes, flags: int
@@ -199,8 +194,8 @@ class Namespace:
         target = None if flags & RenameFlags.NOREPLACE else await self.lookup(new_directory, new_name)
         if target is not None:
             await self.settled(target)
-        with self._removal(target) as keep_open, self._cell.session.operation() as operation:
-            request = Rename(operation, old_directory.fid, old_name, new_directory.fid, new_name, flags, keep_open)
+        with self._removal(target) as keep_open:
+            request = Rename(UNNUMBERED, old_directory.fid, old_name, new_directory.fid, new_name, flags, keep_open)
             async with self._cell.ask(request) as answer:
                 reply = answer.reply
                 moved = self._table.install(reply.moved, answer.mark)

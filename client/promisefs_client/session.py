@@ -7,9 +7,10 @@ running meanwhile: if the server is back in time and still knows us, nothing is 
 `on_lease_lost` is called once.
 
 Invariants
-I1  `lease_until` counts from when the request was *sent* that the server answered, so it ends before the server's.
-I2  A call is repeated after a lost connection until its deadline. An Operation is then marked as repeated, and its
-    number stays in `_operations` until the caller has the reply.
+I1  `Server.lease_until` counts from when the request was *sent* that the server answered, so it ends before the lease
+    at the server does.
+I2  A call is repeated after a lost connection until its deadline. A change of names has one number however often it
+    is repeated, which stays in `_operations` until its reply is here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
@@ -37,6 +38,8 @@ from promisefs_protocol.messages import (
 from promisefs_protocol.tcp import connect
 from promisefs_protocol.transport import ConnectionLost, Handler, Peer, Reply
 
+from .servers import Server
+
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
@@ -46,6 +49,9 @@ FIRST_RETRY_S = 0.05
 LONGEST_RETRY_S = 1.0
 BUSY_RETRY_S = 0.2
 _TRANSIENT = {AbortCode.NO_CALLBACKS, AbortCode.SHUTTING_DOWN, AbortCode.TOO_MANY, AbortCode.NOT_INTRODUCED}
+
+
+UNNUMBERED = Operation(0, 0, False)
 
 
 class ServerUnavailable(Exception):
@@ -60,15 +66,10 @@ Dial = Callable[[Address], Awaitable[trio.abc.Stream]]
 """Connects to a server. Raises OSError."""
 
 
-class LeaseHolder(Protocol):
-    """Who has to know until when promises are good."""
-
-    lease_until: float
-
-
 class ServerSession:
     def __init__(
         self,
+        server: Server,
         address: Address,
         client: bytes,
         description: str,
@@ -77,11 +78,10 @@ class ServerSession:
         on_lease_lost: Callable[[], Awaitable[None]],
         dial: Dial = connect,
     ) -> None:
+        self.server = server
         self.address = address
         self.timeout_s = timeout_s
         self.lease_s = 0.0
-        self.lease_until = 0.0
-        self.lease_holder: LeaseHolder | None = None
         self.connects = 0
         self.call_counts: dict[str, int] = {}
         self._client = client
@@ -91,7 +91,7 @@ class ServerSession:
         self._dial = dial
         self._calls: Peer | None = None
         self._slots = trio.Semaphore(MAX_CALLS)
-        self._server: bytes | None = None  # UUID of the store we know; fids mean nothing to another one
+        self._store: bytes | None = None  # UUID of the store we know; fids mean nothing to another one
         self._up = trio.Event()
         self._lease_began = trio.Event()
         self._next_operation = 0
@@ -106,13 +106,19 @@ class ServerSession:
     async def call(
         self, request: Any, bulk: Piece | None = None, timeout_s: float | None = None
     ) -> tuple[Any, bytes | None]:
-        """Call the server, waiting and repeating as needed. Raise Aborted, or ServerUnavailable after `timeout`."""
+        """Call the server, waiting and repeating as needed. Raise Aborted, or ServerUnavailable after `timeout`.
+
+        A change of names is numbered here, whatever its `operation` is: UNNUMBERED.
+        """
         method = METHOD_OF_REQUEST[type(request)]
         self.call_counts[method.name] = self.call_counts.get(method.name, 0) + 1
         deadline = trio.current_time() + (self.timeout_s if timeout_s is None else timeout_s)
         with trio.move_on_at(deadline):
             async with self._slots:
-                return await self._call_repeatedly(method, request, bulk)
+                if not method.names_once:
+                    return await self._call_repeatedly(method, request, bulk)
+                with self._operation() as operation:
+                    return await self._call_repeatedly(method, request._replace(operation=operation), bulk)
         raise ServerUnavailable(f"{method.name}: no answer from {self.address}")
 
     async def _call_repeatedly(self, method: Method, request: Any, bulk: Piece | None) -> tuple[Any, bytes | None]:
@@ -132,7 +138,7 @@ class ServerSession:
                 request = request._replace(operation=request.operation._replace(repeated=True))
 
     @contextmanager
-    def operation(self) -> Iterator[Operation]:
+    def _operation(self) -> Iterator[Operation]:
         """Number a change of names; in use until its reply has been seen (I2)."""
         self._next_operation += 1
         number = self._next_operation
@@ -173,7 +179,7 @@ class ServerSession:
                 with trio.fail_after(CONNECT_TIMEOUT_S):
                     sent_at = trio.current_time()
                     callbacks, hello = await self._introduce(Role.CALLBACKS, self._on_callback, nursery)
-                    self._check_server(hello.server)
+                    self._check_store(hello.server)
                     self._extend_lease(sent_at, hello.lease_ms / 1000)
                     calls, _ = await self._introduce(Role.CALLS, _serve_nothing, nursery)
                 self.connects += 1
@@ -204,10 +210,10 @@ class ServerSession:
             raise Refused(f"{self.address}: {refusal}") from None
         return peer, reply
 
-    def _check_server(self, server: bytes) -> None:
-        if self._server not in (None, server):
+    def _check_store(self, store: bytes) -> None:
+        if self._store not in (None, store):
             raise Refused(f"{self.address} serves another store now: unmount, or bring the old one back")
-        self._server = server
+        self._store = store
 
     async def _renew_while_connected(self, callbacks: Peer, calls: Peer) -> None:
         while not callbacks.closed and not calls.closed:
@@ -243,17 +249,15 @@ class ServerSession:
 
     def _extend_lease(self, sent_at: float, lease_s: float) -> None:
         self.lease_s = lease_s
-        self.lease_until = max(self.lease_until, sent_at + lease_s)
-        if self.lease_holder is not None:
-            self.lease_holder.lease_until = self.lease_until
+        self.server.lease_until = max(self.server.lease_until, sent_at + lease_s)
         self._lease_began.set()
 
     async def watch_lease(self) -> None:
         """Call `on_lease_lost` each time the lease runs out. Runs until cancelled."""
         while True:
-            if self.lease_until <= trio.current_time():
+            if self.server.lease_until <= trio.current_time():
                 await self._lease_began.wait()
-            while (left := self.lease_until - trio.current_time()) > 0:  # noqa: ASYNC110 (renewed meanwhile)
+            while (left := self.server.lease_until - trio.current_time()) > 0:  # noqa: ASYNC110 (renewed meanwhile)
                 await trio.sleep(left)
             log.warning("the lease from %s ran out: no cached data is used until it is back", self.address)
             self._lease_began = trio.Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from promisefs_protocol.ids import Fid, Status
 
 from .contents import FileContents
+from .servers import Server, Volume
 
 Version = tuple[int, int]
 
@@ -58,10 +59,12 @@ class Vnode:
         "status",
         "target",
         "told_size",
+        "volume",
     )
 
-    def __init__(self, fid: Fid, ino: int, status: Status) -> None:
+    def __init__(self, fid: Fid, volume: Volume, ino: int, status: Status) -> None:
         self.fid = fid
+        self.volume = volume
         self.ino = ino
         self.status = status
         self.promise_until = 0.0  # client's monotonic clock; 0: no promise
@@ -78,6 +81,11 @@ class Vnode:
         self.pending_mtime_ns: int | None = None  # present iff contents are dirty: goes out with the store
         self.told_size = 0  # the size the kernel believes in: as it was last told, or as far as it wrote since
         self.own_versions: set[int] = set()  # data versions our stores made, ahead of the label (replies out of order)
+
+    @property
+    def server(self) -> Server:
+        """Whose promise it is."""
+        return self.volume.server
 
     @property
     def size(self) -> int:

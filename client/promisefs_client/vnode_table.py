@@ -3,8 +3,10 @@
 Core: no I/O; `now` is the client's monotonic clock in seconds; what must be done in the kernel is returned
 as `KernelWork` or collected in `found_stale`. Every method is atomic: no task can see a step half done.
 
-Validity. A vnode may be served from cache iff its promise has not run out *and* the lease runs *and* no break came
-since (a break clears the promise). Everything else asks the server first.
+Validity. A vnode may be served from cache iff its promise has not run out *and* the lease of its volume's server runs
+*and* no break came since (a break clears the promise). Everything else asks the server first.
+
+Servers. A break, a reset or a lost lease concerns only vnodes of the server that it comes from (`servers`).
 
 Invariants
 I1  A promise is installed only together with the status it is for, in one step, and only if neither a break of that
@@ -23,28 +25,18 @@ I6  `by_ino` and `by_fid` hold the same vnodes; a vnode in use is never evicted.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from promisefs_protocol.ids import Fid, PromisedStatus, Status
 from promisefs_protocol.messages import Break, Changed
 
 from .contents import FileContents, PageCache
+from .servers import CallMark, Server, Volume
 from .vnode import ROOT_INO, DirectoryNames, Version, Vnode, ino_of
 
 PROMISE_MARGIN_S = 10.0
 """The last seconds of a promise are not used (AFS clients do the same)."""
-
-MAX_REMEMBERED_BREAKS = 10_000
-"""When more distinct fids were broken during calls in flight, all those calls lose their promises instead."""
-
-
-class CallMark(NamedTuple):
-    """Taken when a call is sent; needed to install what it brings."""
-
-    number: int
-    sequence: int
-    sent_at: float
 
 
 class KernelWork(NamedTuple):
@@ -58,31 +50,25 @@ class KernelWork(NamedTuple):
 
 
 class VnodeTable:
-    def __init__(self, cache: PageCache, root: PromisedStatus, max_idle: int) -> None:
+    def __init__(self, cache: PageCache, volume: Volume, root: Status, max_idle: int) -> None:
+        """`volume` is the one that is mounted, `root` the status of its root directory."""
         self.cache = cache
-        self.lease_until = 0.0
+        self.volumes: dict[int, Volume] = {volume.number: volume}
+        """Every vnode is in one of these."""
         self.names_can_be_dropped = False
         """Whether the kernel can be made to forget names without its directory locks; else it may not keep any."""
         self.found_stale: list[KernelWork] = []
         """Kernel caches that a status showed to be stale without a break; the shell takes and empties it."""
-        self.given_up: list[Fid] = []
-        """Evicted with a promise: the server may be told. The shell takes it with `begin_giving_up`."""
-        self._giving_up: set[Fid] = set()
         self._max_idle = max_idle
         self._by_fid: dict[Fid, Vnode] = {}
         self._by_ino: dict[int, Vnode] = {}
         self._idle: OrderedDict[Fid, None] = OrderedDict()
-        self._sequence = 0
-        self._reset_sequence = 0
-        self._broken: dict[Fid, int] = {}
-        self._calls: dict[int, int] = {}
-        self._next_call = 0
         self._creating = 0
         self._claimed: set[Fid] = set()
-        self.root_fid = root.fid
-        root_vnode = self._resident(self._insert(root.fid, root.status))
+        self.root_fid = volume.root
+        root_vnode = self._resident(self._insert(volume, volume.root, root))
         root_vnode.lookups = 1  # the kernel's, never forgotten
-        root_vnode.parent = root.fid
+        root_vnode.parent = volume.root
 
     # Looking up
 
@@ -92,6 +78,9 @@ class VnodeTable:
     def __iter__(self) -> Iterator[Vnode]:
         return iter(list(self._by_fid.values()))
 
+    def __contains__(self, fid: object) -> bool:
+        return fid in self._by_fid
+
     def get(self, fid: Fid) -> Vnode | None:
         return self._by_fid.get(fid)
 
@@ -100,11 +89,11 @@ class VnodeTable:
 
     def valid(self, vnode: Vnode, now: float) -> bool:
         """Whether cached knowledge of the vnode may be served without asking."""
-        return vnode.promise_until > now and self.lease_until > now
+        return vnode.promise_until > now and vnode.volume.server.lease_until > now
 
     def remaining_s(self, vnode: Vnode, now: float) -> float:
         """How long the kernel may keep what it is told of the vnode; 0 without a promise."""
-        return max(0.0, vnode.promise_until - now) if self.lease_until > now else 0.0
+        return max(0.0, vnode.promise_until - now) if vnode.volume.server.lease_until > now else 0.0
 
     def name_remaining_s(self, directory: Vnode, name: bytes, fid: Fid | None, now: float) -> float:
         """How long the kernel may believe that `name` stands for `fid` (None: for nothing)."""
@@ -115,25 +104,15 @@ class VnodeTable:
 
     # Calls and what they bring
 
-    def begin_call(self, now: float) -> CallMark:
-        self._next_call += 1
-        self._calls[self._next_call] = self._sequence
-        return CallMark(self._next_call, self._sequence, now)
-
-    def end_call(self, mark: CallMark) -> None:
-        self._calls.pop(mark.number, None)
-        if not self._calls:
-            self._broken.clear()
-
     def install(self, entry: PromisedStatus, mark: CallMark) -> Vnode:
         """Apply a status and, if nothing came between (I1), its promise."""
         vnode = self._by_fid.get(entry.fid)
         if vnode is None:
-            vnode = self._insert(entry.fid, entry.status)
+            vnode = self._insert(self.volumes[entry.fid.volume], entry.fid, entry.status)
             self._set_promise(vnode, entry, mark)
             return vnode
         if self._is_newer(vnode.status, entry.status):
-            self._apply(vnode, entry.status, promised=min(vnode.promise_until, self.lease_until) > mark.sent_at)
+            self._apply(vnode, entry.status, promised=self.valid(vnode, mark.sent_at))
             self._set_promise(vnode, entry, mark)
         return vnode
 
@@ -142,7 +121,7 @@ class VnodeTable:
         vnode = self._by_fid[entry.fid]
         contents = vnode.contents
         if contents is not None and contents.version is not None:
-            promised = min(vnode.promise_until, self.lease_until) > mark.sent_at
+            promised = self.valid(vnode, mark.sent_at)
             if promised or entry.status.data_version == contents.version[1] + 1:
                 self._advance(vnode, contents, entry.status)
         return self.install(entry, mark)
@@ -191,16 +170,14 @@ class VnodeTable:
             vnode.names = None
 
     def _set_promise(self, vnode: Vnode, entry: PromisedStatus, mark: CallMark) -> None:
-        if mark.sequence < self._reset_sequence or mark.sequence < self._broken.get(vnode.fid, 0):
-            return
-        if vnode.fid in self._giving_up:
+        if not vnode.volume.server.still_promises(vnode.fid, mark):
             return
         until = mark.sent_at + entry.promise_s - PROMISE_MARGIN_S
         if entry.promise_s and until > vnode.promise_until:
             vnode.promise_until = until
 
-    def _insert(self, fid: Fid, status: Status) -> Vnode:
-        vnode = Vnode(fid, ROOT_INO if fid == self.root_fid else ino_of(fid), status)
+    def _insert(self, volume: Volume, fid: Fid, status: Status) -> Vnode:
+        vnode = Vnode(fid, volume, ROOT_INO if fid == self.root_fid else ino_of(fid), status)
         vnode.deleted = status.nlink == 0
         self._by_fid[fid] = vnode
         self._by_ino[vnode.ino] = vnode
@@ -210,20 +187,20 @@ class VnodeTable:
 
     # Breaks and resets
 
-    def break_promises(self, breaks: Iterable[Break]) -> tuple[list[KernelWork], list[Fid]]:
+    def break_promises(self, server: Server, breaks: Sequence[Break]) -> tuple[list[KernelWork], list[Fid]]:
         """CB.CallBack. Return the kernel work to do before acknowledging, and which deleted files are open here."""
-        self._sequence += 1
+        server.broke(item.fid for item in breaks)
         work: list[KernelWork] = []
         still_open: list[Fid] = []
         for item in breaks:
-            if self._calls:
-                self._remember_break(item.fid)
             vnode = self._by_fid.get(item.fid)
             if vnode is None:
                 if item.changed & Changed.DELETED and self._creating:
                     still_open.append(item.fid)  # it may be the file whose creation is under way
                     self._claimed.add(item.fid)
                 continue
+            if vnode.volume.server is not server:
+                continue  # another server's word counts
             vnode.promise_until = 0.0
             if item.changed & Changed.DELETED:
                 vnode.deleted = True
@@ -245,22 +222,18 @@ class VnodeTable:
                 work.append(KernelWork(vnode.ino, pages, names, grown_to, renew))
         return work, still_open
 
-    def _remember_break(self, fid: Fid) -> None:
-        if len(self._broken) >= MAX_REMEMBERED_BREAKS:
-            self._reset_sequence = self._sequence
-            self._broken.clear()
-        self._broken[fid] = self._sequence
-
-    def reset(self) -> tuple[list[KernelWork], list[KernelWork]]:
-        """InitCallBackState3 or a lost lease: no promise holds. Return urgent kernel work (open files) and the rest.
+    def reset(self, server: Server) -> tuple[list[KernelWork], list[KernelWork]]:
+        """InitCallBackState3 or a lost lease: no promise of the server's holds. Return urgent kernel work (open files)
+        and the rest.
 
         Clean blocks and names keep their labels: validation tells whether they are still current.
         """
-        self._sequence += 1
-        self._reset_sequence = self._sequence
+        server.broke_all()
         urgent: list[KernelWork] = []
         rest: list[KernelWork] = []
         for vnode in self._by_fid.values():
+            if vnode.volume.server is not server:
+                continue
             vnode.promise_until = 0.0
             if vnode.opens:
                 if vnode.kernel_pages and vnode.contents is not None:
@@ -285,24 +258,6 @@ class VnodeTable:
         needless = list(self._claimed)
         self._claimed.clear()
         return needless
-
-    def begin_giving_up(self, most: int) -> tuple[Fid, ...]:
-        """Take fids to name in a GiveUpCallBacks; `end_giving_up` follows its reply.
-
-        The server may serve it before or after a call that grants one of them again, so until then none is installed,
-        and those of calls that are in flight at the reply are not either (I1).
-        """
-        chosen = [fid for fid in self.given_up[:most] if fid not in self._by_fid]
-        del self.given_up[:most]
-        self._giving_up.update(chosen)
-        return tuple(chosen)
-
-    def end_giving_up(self, fids: Iterable[Fid]) -> None:
-        self._sequence += 1
-        for fid in fids:
-            self._giving_up.discard(fid)
-            if self._calls:
-                self._remember_break(fid)
 
     def vnode_is_gone(self, vnode: Vnode) -> None:
         """The server does not know the fid any more."""
@@ -398,7 +353,7 @@ class VnodeTable:
             if vnode.in_use:
                 continue
             if vnode.promise_until:
-                self.given_up.append(fid)
+                vnode.volume.server.given_up.append(fid)
             self._evict(vnode)
 
     def _evict(self, vnode: Vnode) -> None:
@@ -415,5 +370,6 @@ class VnodeTable:
         assert len(self._by_fid) == len(self._by_ino)
         for vnode in self._by_fid.values():
             assert self._by_ino[vnode.ino] is vnode
+            assert vnode.volume is self.volumes[vnode.fid.volume]
             assert vnode.names is None or vnode.names.version == vnode.status.version
             assert not (vnode.fid in self._idle and vnode.lookups)

@@ -30,7 +30,7 @@ class Xattrs:
             return self._status()
         if not name.startswith(_USER) or await self._has_none(vnode):
             raise FsError(errno.ENODATA)
-        _, value = await self._cell.session.call(GetXattr(vnode.fid, name))
+        _, value = await self._cell.call(GetXattr(vnode.fid, name))
         return value or b""
 
     async def set(self, vnode: Vnode, name: bytes, value: bytes) -> None:
@@ -43,7 +43,7 @@ class Xattrs:
     async def list(self, vnode: Vnode) -> Sequence[bytes]:
         if await self._has_none(vnode):
             return []
-        reply, _ = await self._cell.session.call(ListXattrs(vnode.fid))
+        reply, _ = await self._cell.call(ListXattrs(vnode.fid))
         names: tuple[bytes, ...] = reply.names
         return names
 

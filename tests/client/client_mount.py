@@ -19,6 +19,7 @@ from promisefs_client.filestore import FileStore
 from promisefs_client.kernel import KernelCaches
 from promisefs_client.namespace import Namespace
 from promisefs_client.readahead import Readahead
+from promisefs_client.servers import Server, Volume
 from promisefs_client.session import ServerSession, ServerUnavailable
 from promisefs_client.vnode import Vnode
 from promisefs_client.vnode_table import KernelWork, VnodeTable
@@ -95,9 +96,11 @@ class ClientMount:
     def __init__(self, server: ServerCell, ack_wait_s: float, timeout_s: float) -> None:
         self._server = server
         self.pages = PageCache(CACHE_BYTES)
-        self.callbacks = CallbackService(ack_wait_s)
+        core = Server("memory")
+        self.callbacks = CallbackService(core, ack_wait_s)
         self.kernel = RecordingNotifier()
         self.session = ScriptedSession(
+            core,
             Address("memory", 0),
             os.urandom(16),
             "test",
@@ -117,17 +120,16 @@ class ClientMount:
     async def connect(self, nursery: trio.Nursery) -> None:
         await nursery.start(self.session.run)
         nursery.start_soon(self.session.watch_lease)
-        volume, _ = await self.session.call(GetEntryByName("root"))
-        root, _ = await self.session.call(FetchStatus(volume.root))
-        table = VnodeTable(self.pages, root.entry, 100)
-        table.lease_until = self.session.lease_until
-        self.session.lease_holder = table
-        self.cell = self.callbacks.cell = Cell(
-            self.session, table, KernelCaches(self.kernel, self._references), nursery
-        )
+        entry, _ = await self.session.call(GetEntryByName("root"))
+        root, _ = await self.session.call(FetchStatus(entry.root))
+        server = self.session.server
+        volume = Volume(entry.volume, entry.name, entry.root, server)
+        table = VnodeTable(self.pages, volume, root.entry.status, 100)
+        kernel = KernelCaches(self.kernel, self._references)
+        self.cell = self.callbacks.cell = Cell({server: self.session}, table, kernel, nursery)
         self.cell.kernel.initialised()
         table.names_can_be_dropped = True
-        self.files = FileStore(self.cell, self.pages)
+        self.files = FileStore(self.cell, self.pages, self.session.timeout_s)
         self.names = Namespace(self.cell)
 
     def _references(self, ino: int) -> int:
