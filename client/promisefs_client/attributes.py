@@ -9,6 +9,9 @@ from .vnode import Vnode
 BLOCK_SIZE_HINT = 131072
 """st_blksize: tools copy in pieces of this size."""
 
+MTIME_LAG_NS = 1_000_000_000
+"""While a file is written to, its mtime goes up in steps of this: at each the kernel drops the file's pages."""
+
 
 def attributes_of(vnode: Vnode, attr_timeout_s: float, entry_timeout_s: float) -> pyfuse3.EntryAttributes:
     """The stat of a vnode as seen through this mount, its own unstored writes included.
@@ -26,6 +29,9 @@ def attributes_of(vnode: Vnode, attr_timeout_s: float, entry_timeout_s: float) -
     entry.st_blksize = BLOCK_SIZE_HINT
     entry.st_atime_ns = status.atime_ns
     entry.entry_timeout = entry_timeout_s
+    if vnode.pending_mtime_ns is not None and vnode.written_ns is not None:
+        if vnode.written_ns >= vnode.pending_mtime_ns + MTIME_LAG_NS:
+            vnode.pending_mtime_ns = vnode.written_ns
     pending = vnode.pending_mtime_ns
     if pending is None:
         entry.st_size = status.size

@@ -96,9 +96,13 @@ class CallbackService:
             log.info("%s grew, but its new end cannot be fetched: %s", vnode.fid, error)
             return
         cell.drop_stale_later()
-        if byte:
-            vnode.told_size = max(vnode.told_size, item.grown_to)
-            await cell.kernel.store_byte(item.ino, item.grown_to - 1, byte)
+        if not byte or vnode.size < item.grown_to or (vnode.contents and vnode.contents.is_dirty_at(item.grown_to - 1)):
+            return  # cut again, or written here: then the kernel reaches there by itself
+        vnode.told_size = max(vnode.told_size, item.grown_to)
+        vnode.shown_at = item.grown_to - 1
+        await cell.kernel.store_byte(item.ino, item.grown_to - 1, byte)
+        if vnode.size < item.grown_to or not cell.valid(vnode):
+            await cell.drop([KernelWork(vnode.ino, True, False, 0)])  # changed before the kernel took it in
 
     async def reset(self) -> None:
         """Nothing of the server's is served until it is validated: open files first, they may be mapped."""

@@ -256,6 +256,10 @@ class FileContents:
         """End of the last dirty or storing byte, 0 if there is none."""
         return max(self._dirty.end, self._storing.end)
 
+    def is_dirty_at(self, offset: int) -> bool:
+        """Whether this byte is dirty or storing."""
+        return self._covered(offset, offset + 1)
+
     def write(self, offset: int, data: Buffer) -> None:
         """Lay `data` over everything. Bytes objects may be kept; other buffers are copied."""
         before = self._dirty.size_bytes

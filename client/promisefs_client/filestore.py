@@ -86,7 +86,7 @@ class FileStore:
     def released(self, vnode: Vnode) -> None:
         """The last handle is closed: keep no more than a dirty file needs."""
         state = self._states.get(vnode)
-        busy = state is None or state.fetching or state.store_lock.locked()
+        busy = state is None or state.fetching or state.background or state.store_lock.locked()
         if not busy and not vnode.opens and not vnode.is_dirty:
             del self._states[vnode]
 
@@ -197,11 +197,13 @@ class FileStore:
             await self._relieve(vnode)
             if state.failure is not None and self._cache.dirty_bytes > self._cache.limit_bytes:
                 raise state.failure  # no more can be kept, and the server does not take it
+            state = self._state(vnode)
         contents.write(offset, data)
         if not contents.is_dirty:
             return  # pages written back for a break, with nothing of our own in them
+        vnode.written_ns = time.time_ns()
         if vnode.pending_mtime_ns in (None, vnode.status.mtime_ns):  # not dirty, or an mtime that was set in between
-            vnode.pending_mtime_ns = time.time_ns()
+            vnode.pending_mtime_ns = vnode.written_ns
         if state.dirty_since is None:
             state.dirty_since = trio.current_time()
         if contents.dirty_bytes >= WRITE_BEHIND_BYTES and not state.background and state.retry_at == 0.0:
@@ -263,7 +265,7 @@ class FileStore:
     async def _store_quietly(self, vnode: Vnode) -> None:
         try:
             await self.store(vnode, sync=False)
-        except (Aborted, ServerUnavailable):
+        except (Aborted, FsError, ServerUnavailable):
             return  # logged and counted in `_failed`; the data stays dirty
 
     def _failed(self, state: _FileState, error: Exception) -> None:
@@ -291,7 +293,7 @@ class FileStore:
         if vnode.is_dirty:
             return
         state.dirty_since = None
-        vnode.pending_mtime_ns = None
+        vnode.pending_mtime_ns = vnode.written_ns = None
         self._cell.table.stores_done(vnode)
         self._cell.drop_stale_later()
         self.released(vnode)
@@ -338,7 +340,7 @@ class FileStore:
 
     async def _store_extent(self, vnode: Vnode, contents: FileContents, extent: StoreExtent, sync: bool) -> None:
         cell = self._cell
-        request = StoreData(vnode.fid, extent.offset, vnode.pending_mtime_ns, sync)
+        request = StoreData(vnode.fid, extent.offset, vnode.written_ns, sync)
         try:
             async with cell.ask(request, extent.data) as answer:
                 contents.stored(extent, True)
@@ -363,6 +365,8 @@ class FileStore:
                 async with cell.ask(change) as answer:
                     cell.table.install_own_data(answer.reply.entry, answer.mark)
                     contents.truncate(change.size)
+                    if vnode.is_dirty:  # it counts as a write, and what is stored later must not undo its time
+                        vnode.pending_mtime_ns = vnode.written_ns = vnode.status.mtime_ns
         finally:
             self._settle(state)
 
@@ -382,10 +386,10 @@ class FileStore:
     async def store_all(self) -> list[Exception]:
         """Store every dirty file. Return what went wrong."""
         failures: list[Exception] = []
-        for vnode in list(self._states):
+        for vnode in [vnode for vnode in self._states if vnode.is_dirty]:
             try:
                 await self.store(vnode, sync=False)
-            except (Aborted, ServerUnavailable) as error:
+            except (Aborted, FsError, ServerUnavailable) as error:
                 failures.append(error)
         return failures
 

@@ -164,7 +164,8 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
-            self._table.forget(ino, count)
+            if not self._table.forget(ino, count):
+                log.error("forget of inode %d: the kernel has less than %d references", ino, count)
 
     @_handler
     async def mknod(
@@ -258,7 +259,7 @@ class Operations(pyfuse3.Operations):
             async with self._cell.ask(change) as answer:
                 self._table.install(answer.reply.entry, answer.mark)
         if vnode.is_dirty and change.mtime_ns is not None:
-            vnode.pending_mtime_ns = change.mtime_ns  # what is stored later must not undo it
+            vnode.pending_mtime_ns = vnode.written_ns = change.mtime_ns  # what is stored later must not undo it
         return self._attributes(vnode)
 
     @_handler
@@ -346,6 +347,10 @@ class Operations(pyfuse3.Operations):
             if off != vnode.size:
                 off = vnode.size
                 self._cell.drop_pages_later(vnode)
+        if vnode.shown_at is not None and off <= vnode.shown_at < kernels_end:
+            # The write was under way to us when that byte was shown, and may lie under it in the kernel.
+            vnode.shown_at = None
+            self._cell.drop_pages_later(vnode)
         vnode.told_size = max(vnode.told_size, kernels_end)
         await self._files.write(vnode, off, buf)
         return len(buf)

@@ -56,10 +56,12 @@ class Vnode:
         "parent",
         "pending_mtime_ns",
         "promise_until",
+        "shown_at",
         "status",
         "target",
         "told_size",
         "volume",
+        "written_ns",
     )
 
     def __init__(self, fid: Fid, volume: Volume, ino: int, status: Status) -> None:
@@ -78,7 +80,9 @@ class Vnode:
         self.contents: FileContents | None = None  # present iff a regular file was opened or read
         self.names: DirectoryNames | None = None  # present iff a directory and some names are known
         self.target: bytes | None = None  # of a symlink; never changes
-        self.pending_mtime_ns: int | None = None  # present iff contents are dirty: goes out with the store
+        self.pending_mtime_ns: int | None = None  # present iff contents are dirty: what the kernel is told meanwhile
+        self.written_ns: int | None = None  # present iff contents are dirty: goes out with the store
+        self.shown_at: int | None = None  # offset of a byte that was put into the kernel's page cache, unasked
         self.told_size = 0  # the size the kernel believes in: as it was last told, or as far as it wrote since
         self.own_versions: set[int] = set()  # data versions our stores made, ahead of the label (replies out of order)
 

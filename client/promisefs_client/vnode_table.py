@@ -313,16 +313,17 @@ class VnodeTable:
         self._idle.pop(current.fid, None)
         return current
 
-    def forget(self, ino: int, count: int) -> None:
-        """The kernel dropped `count` references."""
+    def forget(self, ino: int, count: int) -> bool:
+        """The kernel dropped `count` references. Return whether it had so many; if not, it has none now."""
         vnode = self._by_ino.get(ino)
         if vnode is None or vnode.fid == self.root_fid:
-            return
-        assert vnode.lookups >= count, f"forget({ino}, {count}) of {vnode.lookups}"
-        vnode.lookups -= count
+            return True
+        had = vnode.lookups
+        vnode.lookups = max(had - count, 0)
         if vnode.lookups == 0:
             vnode.kernel_pages = False
             self.may_be_idle(vnode)
+        return had >= count
 
     def add_open(self, vnode: Vnode) -> Vnode:
         """A handle is about to be given out. Return the vnode that stands in the table."""
