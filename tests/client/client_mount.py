@@ -11,11 +11,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pyfuse3
 import trio
 from promisefs_client.callbacks import CallbackService
 from promisefs_client.cell import Cell
 from promisefs_client.contents import PageCache
 from promisefs_client.filestore import FileStore
+from promisefs_client.fuse_ops import Operations
 from promisefs_client.kernel import KernelCaches
 from promisefs_client.namespace import Namespace
 from promisefs_client.readahead import Readahead
@@ -23,6 +25,7 @@ from promisefs_client.servers import Server, Volume
 from promisefs_client.session import ServerSession, ServerUnavailable
 from promisefs_client.vnode import Vnode
 from promisefs_client.vnode_table import KernelWork, VnodeTable
+from promisefs_client.xattrs import Xattrs
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.address import Address
 from promisefs_protocol.connection import Piece
@@ -76,6 +79,9 @@ class RecordingNotifier:
         self.drops_end = trio.Event()
         """Drops of pages return when it is set: else the kernel still waits for a READ or a writeback."""
         self.drops_end.set()
+        self.stores_end = trio.Event()
+        """The same for bytes put into its cache."""
+        self.stores_end.set()
 
     def increment_epoch(self) -> bool:
         return True
@@ -88,6 +94,7 @@ class RecordingNotifier:
 
     async def store(self, ino: int, offset: int, data: bytes) -> None:
         self.bytes_shown.append((ino, offset, data))
+        await self.stores_end.wait()
 
 
 class ClientMount:
@@ -113,6 +120,8 @@ class ClientMount:
         self.cell: Cell
         self.files: FileStore
         self.names: Namespace
+        self.operations: Operations
+        """Handlers, as the kernel would call them."""
 
     async def _dial_server(self, address: Address) -> trio.abc.Stream:
         return await self._server.stream()
@@ -131,6 +140,7 @@ class ClientMount:
         table.names_can_be_dropped = True
         self.files = FileStore(self.cell, self.pages, self.session.timeout_s)
         self.names = Namespace(self.cell)
+        self.operations = Operations(self.cell, self.files, self.names, Xattrs(self.cell, lambda: b""), lambda: None)
 
     def _references(self, ino: int) -> int:
         vnode = self.table.by_ino(ino)
@@ -153,6 +163,14 @@ class ClientMount:
         vnode = self.table.add_open(self.table.add_lookup(vnode))
         vnode.kernel_pages = True
         return vnode
+
+    async def open_handle(self, vnode: Vnode, flags: int) -> int:
+        """OPEN of a file that the kernel knows. Return the handle, for `operations`."""
+        info = await self.operations.open(vnode.ino, flags, pyfuse3.RequestContext())
+        return int(info.fh)
+
+    def drops_of_pages(self, vnode: Vnode) -> int:
+        return sum(item.pages for item in self.kernel.dropped if item.ino == vnode.ino)
 
     def close(self, vnode: Vnode) -> None:
         self.cell.close_handle(vnode)

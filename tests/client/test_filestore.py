@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 import trio
 from client_mount import ClientMount, World, settled
+from promisefs_client.attributes import MTIME_LAG_NS, attributes_of
 from promisefs_client.contents import BLOCK_BYTES
 from promisefs_client.errors import FsError
 from promisefs_client.pagecache import CLEAN_SHARE
@@ -14,7 +16,7 @@ from promisefs_client.session import ServerUnavailable
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import FetchData, GiveUpOpen, StoreData, StoreStatus
-from server_cell import Client
+from server_cell import Client, in_background
 
 
 async def new_file(world: World, content: bytes) -> tuple[Client, Fid]:
@@ -161,3 +163,127 @@ async def test_memory_for_what_cannot_be_stored_is_bounded(world: World, mount: 
     await mount.files.write(vnode, 0, b"room was made")
     await mount.files.store(vnode, sync=False)
     assert mount.pages.dirty_bytes == 0
+
+
+async def test_a_file_that_was_lost_does_not_keep_others_from_being_stored_at_the_end(
+    world: World, mount: ClientMount
+) -> None:
+    other, _ = await new_file(world, b"")
+    vnode = await mount.open(b"file")
+    await mount.files.write(vnode, 0, b"lost")
+    await other.unlink(b"file")
+    await mount.session.call(GiveUpOpen((vnode.fid,)))
+    with pytest.raises(Aborted):
+        await mount.files.store(vnode, sync=False)
+    kept = await other.create(b"kept")
+    await mount.files.write(await mount.open(b"kept"), 0, b"kept")
+    assert await mount.files.store_all() == []
+    assert await other.fetch(kept.fid) == b"kept"
+
+
+async def test_write_behind_that_has_not_begun_keeps_the_lock_of_its_file(world: World, mount: ClientMount) -> None:
+    """Else the file would have two: a store under the one could pass a truncation under the other."""
+    await new_file(world, b"")
+    vnode = await mount.open(b"file")
+    state = mount.files._state(vnode)
+    state.background = True
+    mount.close(vnode)
+    assert mount.files._state(vnode) is state
+    state.background = False
+    mount.files.released(vnode)
+
+
+# Growth elsewhere
+
+
+async def test_growth_elsewhere_is_shown_to_a_mapping_that_may_reach_there(world: World, mount: ClientMount) -> None:
+    other, fid = await new_file(world, b"abc")
+    vnode = await mount.open(b"file")
+    await mount.read(vnode)
+    await other.store(fid, b"de", 3)
+    assert mount.kernel.bytes_shown == [(vnode.ino, 4, b"e")]
+
+
+@pytest.mark.parametrize("event", ["written here", "cut here"])
+async def test_nothing_is_shown_over_what_happened_while_the_new_end_was_fetched(
+    world: World, mount: ClientMount, event: str
+) -> None:
+    other, fid = await new_file(world, b"abc")
+    vnode = await mount.open(b"file")
+    await mount.read(vnode)
+    mount.session.hold_after[FetchData] = gate = trio.Event()
+    async with in_background(other.store(fid, b"de", 3)):
+        if event == "written here":
+            await mount.files.write(vnode, 4, b"X")
+        else:
+            await mount.files.truncate(vnode, size_to(fid, 2))
+        gate.set()
+        await settled()
+    assert mount.kernel.bytes_shown == []
+
+
+async def test_a_truncation_that_the_shown_byte_overtook_is_told_to_the_kernel_again(
+    world: World, mount: ClientMount
+) -> None:
+    other, fid = await new_file(world, b"abc")
+    vnode = await mount.open(b"file")
+    await mount.read(vnode)
+    mount.kernel.stores_end = trio.Event()
+    async with in_background(other.store(fid, b"de", 3)):
+        before = mount.drops_of_pages(vnode)
+        await mount.files.truncate(vnode, size_to(fid, 2))
+        mount.kernel.stores_end.set()
+        await settled()
+    assert mount.drops_of_pages(vnode) > before
+
+
+async def test_a_write_that_a_shown_byte_may_have_covered_in_the_kernel_is_read_again(
+    world: World, mount: ClientMount
+) -> None:
+    """It was in the kernel's page before the byte was put there, and reaches us after it."""
+    other, fid = await new_file(world, b"abc")
+    vnode = await mount.open(b"file")
+    await mount.read(vnode)
+    handle = await mount.open_handle(vnode, os.O_RDWR)
+    await other.store(fid, b"de", 3)
+    before = mount.drops_of_pages(vnode)
+    await mount.operations.write(handle, 3, b"DEF")
+    await settled()
+    assert mount.drops_of_pages(vnode) == before + 1
+    await mount.operations.write(handle, 3, b"DEF")
+    await settled()
+    assert mount.drops_of_pages(vnode) == before + 1
+    await mount.operations.release(handle)
+
+
+# Times
+
+
+async def test_the_mtime_that_is_stored_is_that_of_the_last_write(
+    world: World, mount: ClientMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, fid = await new_file(world, b"")
+    vnode = await mount.open(b"file")
+    clock = 10**18
+    monkeypatch.setattr("time.time_ns", lambda: clock)
+    for second in range(3):
+        clock = 10**18 + second * MTIME_LAG_NS // 4
+        await mount.files.write(vnode, second, b"x")
+        assert attributes_of(vnode, 0, 0).st_mtime_ns == 10**18, "the kernel would drop its pages at each write"
+    clock += 2 * MTIME_LAG_NS
+    await mount.files.write(vnode, 3, b"x")
+    assert attributes_of(vnode, 0, 0).st_mtime_ns == clock, "who looks on for longer sees that it is written to"
+    clock += 5
+    await mount.files.write(vnode, 4, b"x")
+    await mount.files.store(vnode, sync=False)
+    assert (await other.stat(fid)).status.mtime_ns == clock == attributes_of(vnode, 0, 0).st_mtime_ns
+
+
+async def test_a_truncation_counts_as_a_write_and_its_time_stays(world: World, mount: ClientMount) -> None:
+    other, fid = await new_file(world, b"")
+    vnode = await mount.open(b"file")
+    await mount.files.write(vnode, 0, b"abc")
+    await mount.files.truncate(vnode, size_to(fid, 2))
+    cut_at = (await other.stat(fid)).status.mtime_ns
+    await mount.files.store(vnode, sync=False)
+    assert (await other.stat(fid)).status.mtime_ns == cut_at

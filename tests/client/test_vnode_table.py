@@ -274,6 +274,14 @@ def test_what_the_kernel_refers_to_stays_until_it_is_forgotten(table: VnodeTable
     assert table.get(FILE) is None
 
 
+def test_a_kernel_that_forgets_more_than_it_was_told_ends_nothing(table: VnodeTable) -> None:
+    vnode = table.add_lookup(install(table, promised(FILE, status())))
+    assert not table.forget(vnode.ino, 2)
+    assert vnode.lookups == 0
+    assert table.forget(vnode.ino + 1, 5), "not known any more"
+    table.check_invariants()
+
+
 def test_a_vnode_evicted_while_a_task_held_it_is_put_back(table: VnodeTable) -> None:
     vnode = install(table, promised(FILE, status()))
     for n in range(200):
