@@ -32,6 +32,7 @@ from promisefs_protocol.messages import (
 
 from .cell import Cell
 from .errors import FsError
+from .session import ServerUnavailable
 from .session import UNNUMBERED
 from .vnode import Version, Vnode
 
@@ -169,13 +170,13 @@ class Namespace:
     async def remove_file(self, directory: Vnode, name: bytes) -> None:
         vnode = await self._must_exist(directory, name)
         await self.settled(vnode)
-        with self._removal(vnode) as keep_open:
-            request = RemoveFile(UNNUMBERED, directory.fid, name, keep_open)
+        with self._removal(vnode) as not_open:
+            request = RemoveFile(UNNUMBERED, directory.fid, name, not_open)
             async with self._cell.ask(request) as answer:
                 reply = answer.reply
                 self._table.own_change(reply.directory, answer.mark, {name: None})
                 removed = self._table.install(reply.entry, answer.mark)
-        self._cell.lost_a_name(removed, kept_open=keep_open)
+        self._cell.lost_a_name(removed, kept_open=removed.fid != not_open)
 
     async def remove_dir(self, directory: Vnode, name: bytes) -> None:
         async with self._cell.ask(RemoveDir(UNNUMBERED, directory.fid, name)) as answer:
@@ -194,8 +195,8 @@ class Namespace:
         target = None if flags & RenameFlags.NOREPLACE else await self.lookup(new_directory, new_name)
         if target is not None:
             await self.settled(target)
-        with self._removal(target) as keep_open:
-            request = Rename(UNNUMBERED, old_directory.fid, old_name, new_directory.fid, new_name, flags, keep_open)
+        with self._removal(target) as not_open:
+            request = Rename(UNNUMBERED, old_directory.fid, old_name, new_directory.fid, new_name, flags, not_open)
             async with self._cell.ask(request) as answer:
                 reply = answer.reply
                 moved = self._table.install(reply.moved, answer.mark)
@@ -217,18 +218,25 @@ class Namespace:
                 if exchanged is not None and exchanged.status.is_dir:
                     exchanged.parent = old_directory.fid
         if replaced is not None:
-            self._cell.lost_a_name(replaced, kept_open=keep_open)
+            self._cell.lost_a_name(replaced, kept_open=replaced.fid != not_open)
 
     @contextmanager
-    def _removal(self, vnode: Vnode | None) -> Iterator[bool]:
-        """While a name of the file is being removed. Say whether the server is to keep it: only if it is open now, so
-        whoever would open it meanwhile waits in `settled`."""
-        if vnode is None or vnode.opens:
-            yield vnode is not None and vnode.opens > 0
+    def _removal(self, vnode: Vnode | None) -> Iterator[Fid | None]:
+        """While a name, of this file as far as we know, is being removed. Give the fid if the file is not open now;
+        whoever would open it meanwhile waits in `settled`. Any other file the server keeps until we give it up."""
+        if vnode is None:
+            yield None
+            return
+        if vnode.opens:
+            try:
+                yield None
+            except ServerUnavailable:
+                vnode.kept = True  # perhaps; it is given up at the last close
+                raise
             return
         event = self._removing[vnode.fid] = trio.Event()
         try:
-            yield False
+            yield vnode.fid
         finally:
             del self._removing[vnode.fid]
             event.set()

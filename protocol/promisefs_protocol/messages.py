@@ -235,12 +235,13 @@ class Link(NamedTuple):
 
 
 class RemoveFile(NamedTuple):
-    """`keep_open`: the caller has the file open; if this was the last link, keep it until GiveUpOpen."""
+    """`not_open`: the caller does not have this file open. Any other, if this was its last link, is kept for the caller
+    until GiveUpOpen: the name may stand for another file by now than the one that the caller knows."""
 
     operation: Operation
     directory: Fid
     name: Name
-    keep_open: bool
+    not_open: Fid | None
 
 
 class RemoveFileReply(NamedTuple):
@@ -278,7 +279,7 @@ class RenameFlags(enum.IntFlag):
 
 
 class Rename(NamedTuple):
-    """`keep_open` as in RemoveFile, for the file that is renamed over."""
+    """`not_open` as in RemoveFile, for the file that is renamed over."""
 
     operation: Operation
     old_directory: Fid
@@ -286,7 +287,7 @@ class Rename(NamedTuple):
     new_directory: Fid
     new_name: Name
     flags: Annotated[int, int_range(0, 3)]
-    keep_open: bool
+    not_open: Fid | None
 
 
 class RenameReply(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_protocol.ids import PromisedStatus
+from promisefs_protocol.ids import Fid, PromisedStatus
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
     Break,
@@ -142,12 +142,12 @@ class NameOperations(Operations):
         entry = self._store.directories.lookup(self._vnodes.directory(directory_fid), name)
         return () if entry is None else (entry.key,)
 
-    def _lost_name(self, contact: Contact, entry: Vnode, keep_open: bool) -> tuple[bool, Break]:
+    def _lost_name(self, contact: Contact, entry: Vnode, not_open: Fid | None) -> tuple[bool, Break]:
         """A file has one name less: return whether its row is gone, and its break."""
         if entry.nlink:
             return False, break_of(entry, Changed.STATUS)
         holders = self._breaker.may_have_open(entry.fid, contact.host)
-        if keep_open:
+        if entry.fid != not_open:
             holders.add(contact.host.number)
         kept = self._store.orphans.hold(entry, holders)
         return not kept, break_of(entry, Changed.STATUS | Changed.DELETED)
@@ -157,10 +157,10 @@ class NameOperations(Operations):
             directory, entry = self._store.directories.remove_file(
                 self._vnodes.directory(request.directory), request.name, now_ns
             )
-            gone, broken = self._lost_name(contact, entry, request.keep_open)
+            gone, broken = self._lost_name(contact, entry, request.not_open)
             return Change(
                 lambda p: RemoveFileReply(
-                    p(directory), p(entry) if entry.nlink or request.keep_open else self.unpromised(entry)
+                    p(directory), p(entry) if entry.nlink or entry.fid != request.not_open else self.unpromised(entry)
                 ),
                 (break_of(directory, NAMES), broken),
                 (entry.key,) if gone else (),
@@ -212,14 +212,14 @@ class NameOperations(Operations):
             elif flags & RenameFlags.EXCHANGE:
                 breaks.append(break_of(replaced, Changed.STATUS))
             else:
-                is_gone, broken = self._lost_name(contact, replaced, request.keep_open)
+                is_gone, broken = self._lost_name(contact, replaced, request.not_open)
                 breaks.append(broken)
                 gone = (replaced.key,) if is_gone else ()
 
         def reply(p: Promise) -> RenameReply:
             if replaced is None:
                 there = None
-            elif replaced.nlink or (request.keep_open and not replaced.is_dir):
+            elif replaced.nlink or (replaced.fid != request.not_open and not replaced.is_dir):
                 there = p(replaced)
             else:
                 there = self.unpromised(replaced)

@@ -131,7 +131,12 @@ class Client:
         return await self.call(Link(self.op(), fid, directory or self.root, name))
 
     async def unlink(self, name: bytes, directory: Fid | None = None, keep_open: bool = False) -> Any:
-        return await self.call(RemoveFile(self.op(), directory or self.root, name, keep_open))
+        not_open = None if keep_open else await self._named(directory or self.root, name)
+        return await self.call(RemoveFile(self.op(), directory or self.root, name, not_open))
+
+    async def _named(self, directory: Fid, name: bytes) -> Fid | None:
+        entry = await self.lookup(name, directory)
+        return None if entry is None else entry.fid
 
     async def rmdir(self, name: bytes, directory: Fid | None = None) -> Any:
         return await self.call(RemoveDir(self.op(), directory or self.root, name))
@@ -139,7 +144,8 @@ class Client:
     async def rename(
         self, old: tuple[Fid, bytes], new: tuple[Fid, bytes], flags: int = 0, keep_open: bool = False
     ) -> Any:
-        return await self.call(Rename(self.op(), *old, *new, flags, keep_open))
+        not_open = None if keep_open else await self._named(*new)
+        return await self.call(Rename(self.op(), *old, *new, flags, not_open))
 
     async def lookup(self, name: bytes, directory: Fid | None = None) -> PromisedStatus | None:
         return (await self.call(Lookup(directory or self.root, name))).entry

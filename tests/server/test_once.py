@@ -24,7 +24,7 @@ async def test_a_repeated_removal_does_not_remove_its_successor(cell: Cell) -> N
     a = await cell.connected()
     b = await cell.connected()
     await a.create(b"f")
-    remove = RemoveFile(Operation(100, 0, False), a.root, b"f", False)
+    remove = RemoveFile(Operation(100, 0, False), a.root, b"f", None)
     await a.call(remove)
     successor = await b.create(b"f")
     await a.call(remove._replace(operation=Operation(100, 0, True)))
