@@ -32,8 +32,7 @@ from promisefs_protocol.messages import (
 
 from .cell import Cell
 from .errors import FsError
-from .session import ServerUnavailable
-from .session import UNNUMBERED
+from .session import UNNUMBERED, ServerUnavailable
 from .vnode import Version, Vnode
 
 LISTING_ATTEMPTS = 5
