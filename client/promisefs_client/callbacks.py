@@ -112,8 +112,15 @@ class CallbackService:
         urgent, rest = cell.table.reset(self.server)
         if cell.kernel.has_epochs:
             cell.kernel.drop_every_name()  # so everything that is reached by a path is asked for again
-        await self._bounded(lambda: cell.drop(urgent))
-        cell.start(cell.drop, rest)
+        await self._bounded(lambda: self._drop_in_order(cell, urgent, rest))
+
+    @staticmethod
+    async def _drop_in_order(cell: Cell, urgent: list[KernelWork], rest: list[KernelWork]) -> None:
+        """The rest begins after what is urgent, but does not wait for it: that may be held up by a READ."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cell.drop, urgent)
+            await trio.lowlevel.checkpoint()
+            await cell.drop(rest)
 
     async def _bounded(self, work: Callable[[], Awaitable[None]]) -> None:
         """Wait for kernel work, but not longer than the server should wait for us."""

@@ -38,6 +38,8 @@ from promisefs_protocol.messages import (
     Symlink,
 )
 
+from . import clock
+from .clock import Clock
 from .kernel import KernelCaches
 from .servers import CallMark, Server
 from .session import ServerSession, ServerUnavailable
@@ -89,11 +91,18 @@ class Cell:
     """The servers' vnodes, as this mount knows them. `nursery` runs what outlives the call that began it."""
 
     def __init__(
-        self, sessions: Mapping[Server, ServerSession], table: VnodeTable, kernel: KernelCaches, nursery: trio.Nursery
+        self,
+        sessions: Mapping[Server, ServerSession],
+        table: VnodeTable,
+        kernel: KernelCaches,
+        nursery: trio.Nursery,
+        now: Clock = clock.now,
     ) -> None:
         self.sessions = sessions
         self.table = table
         self.kernel = kernel
+        self.now = now
+        """The clock of promises and leases."""
         self._nursery = nursery
 
     def start(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -108,7 +117,7 @@ class Cell:
             log.exception("%s failed: a defect here", getattr(function, "__name__", function))
 
     def valid(self, vnode: Vnode) -> bool:
-        return self.table.valid(vnode, trio.current_time())
+        return self.table.valid(vnode, self.now())
 
     def connected(self, vnode: Vnode) -> bool:
         """Whether the vnode's server can be asked at this moment."""
@@ -122,7 +131,7 @@ class Cell:
     async def ask(self, request: Any, bulk: Piece | None = None) -> Any:
         """Make a call; inside the block, without awaiting, install what the Answer brings."""
         server = self.table.volumes[volume_of(request)].server
-        mark = server.begin_call(trio.current_time())
+        mark = server.begin_call(self.now())
         try:
             try:
                 reply, data = await self.sessions[server].call(request, bulk)
@@ -238,7 +247,7 @@ class Cell:
         while True:
             await trio.sleep(RENEW_EVERY_S)
             await self._give_up_evicted(server)
-            soon = trio.current_time() + RENEW_BEFORE_S
+            soon = self.now() + RENEW_BEFORE_S
             await self.revalidate(
                 v
                 for v in self.table

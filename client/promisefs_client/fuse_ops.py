@@ -18,7 +18,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
-import trio
 from promisefs_protocol.abort import Aborted
 from promisefs_protocol.ids import MAX_NAME_BYTES, MAX_SYMLINK_BYTES, Fid
 from promisefs_protocol.messages import GetVolumeStatus, StoreStatus
@@ -137,12 +136,12 @@ class Operations(pyfuse3.Operations):
         return vnode
 
     def _attributes(self, vnode: Vnode) -> pyfuse3.EntryAttributes:
-        return attributes_of(vnode, self._table.remaining_s(vnode, trio.current_time()), 0)
+        return attributes_of(vnode, self._table.remaining_s(vnode, self._cell.now()), 0)
 
     def _entry(self, directory: Vnode, name: bytes, vnode: Vnode) -> pyfuse3.EntryAttributes:
         """An answer that gives the kernel a reference."""
         vnode = self._table.add_lookup(vnode)
-        now = trio.current_time()
+        now = self._cell.now()
         name_s = self._table.name_remaining_s(directory, name, vnode.fid, now)
         return attributes_of(vnode, self._table.remaining_s(vnode, now), name_s)
 
@@ -159,7 +158,7 @@ class Operations(pyfuse3.Operations):
             raise FsError(errno.ENAMETOOLONG)
         vnode = await self._names.lookup(directory, name)
         if vnode is None:
-            return no_such_name(self._table.name_remaining_s(directory, name, None, trio.current_time()))
+            return no_such_name(self._table.name_remaining_s(directory, name, None, self._cell.now()))
         return self._entry(directory, name, vnode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -307,6 +306,7 @@ class Operations(pyfuse3.Operations):
         vnode.kernel_pages = True
         handle = self._new_handle()
         self._open_files[handle] = _OpenFile(vnode, flags)
+        self._table.open_mmaps.opened(vnode, handle)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
     @_handler
@@ -357,7 +357,9 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def flush(self, fh: int) -> None:
-        await self._files.store(self._open_files[fh].vnode, sync=False)
+        vnode = self._open_files[fh].vnode
+        self._table.open_mmaps.flushed(vnode, fh, self._cell.now())
+        await self._files.store(vnode, sync=False)
 
     @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -376,6 +378,7 @@ class Operations(pyfuse3.Operations):
             return  # logged and kept by the store, which tries again; nobody reads the result of a release
         finally:
             del self._open_files[fh]
+            self._table.open_mmaps.released(vnode, fh)
             self._cell.close_handle(vnode)
             self._files.released(vnode)
 
@@ -421,7 +424,7 @@ class Operations(pyfuse3.Operations):
 
     def _report(self, token: pyfuse3.ReaddirToken, directory: Vnode, name: bytes, vnode: Vnode, next_id: int) -> bool:
         """Add one entry to the reply; False if it is full. The kernel takes a reference, but not for the dots."""
-        now = trio.current_time()
+        now = self._cell.now()
         name_s = self._table.name_remaining_s(directory, name, vnode.fid, now)
         entry = attributes_of(vnode, self._table.remaining_s(vnode, now), name_s)
         if not pyfuse3.readdir_reply(token, name, entry, next_id):

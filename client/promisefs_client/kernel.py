@@ -10,7 +10,7 @@ How the kernel is told is the `Notifier`'s affair, see `notifications`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import trio
@@ -21,6 +21,9 @@ from .vnode_table import KernelWork
 log = logging.getLogger(__name__)
 
 BATCH = 512
+"""Inodes of which only attributes are dropped, in one go."""
+FILES_AT_A_TIME = 16
+"""Files whose pages are dropped."""
 
 LISTING_WAIT_S = 0.02
 LISTING_POLL_S = 0.001
@@ -77,11 +80,16 @@ class KernelCaches:
         if len(with_pages) + bool(simple) <= 1:
             await self._invalidate(simple or with_pages)
             return
+        in_order = iter(with_pages)
         async with trio.open_nursery() as nursery:
             for start in range(0, len(simple), BATCH):
                 nursery.start_soon(self._invalidate, simple[start : start + BATCH])
-            for item in with_pages:
-                nursery.start_soon(self._invalidate, [item])
+            for _ in range(min(len(with_pages), FILES_AT_A_TIME)):
+                nursery.start_soon(self._invalidate_pages, in_order)
+
+    async def _invalidate_pages(self, in_order: Iterator[KernelWork]) -> None:
+        for item in in_order:
+            await self._invalidate([item])
 
     async def _drop_names_by_epoch(self, directories: set[int]) -> None:
         self._notifier.increment_epoch()

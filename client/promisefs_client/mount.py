@@ -221,7 +221,7 @@ class Mount:
     def _status(self) -> bytes:
         assert self._cell is not None and self._files is not None
         table, session, callbacks = self._cell.table, self._session, self._callbacks
-        now = trio.current_time()
+        now = self._cell.now()
         state = {
             "mountpoint": self._mountpoint,
             "source": str(self._source),

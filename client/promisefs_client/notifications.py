@@ -17,11 +17,14 @@ from collections.abc import Sequence
 import pyfuse3
 import trio
 
+from .vnode import VOLUME_SHIFT
 from .vnode_table import KernelWork
 
 log = logging.getLogger(__name__)
 
 KERNEL_THREADS = 16
+"""For the pages of one volume, and as many for all attributes. Dropping pages may have to wait for a READ, which may
+wait for a server that is away: that must not hold up the files of others, nor attributes, which never wait."""
 _INC_EPOCH = struct.pack("<IiQ", 16, 8, 0)
 """struct fuse_out_header: length, FUSE_NOTIFY_INC_EPOCH, unique 0 (linux/fuse.h)."""
 
@@ -31,7 +34,8 @@ class FuseNotifier:
 
     def __init__(self) -> None:
         self._fuse_fd = -1
-        self._limiter = trio.CapacityLimiter(KERNEL_THREADS)
+        self._attributes = trio.CapacityLimiter(KERNEL_THREADS)
+        self._pages: dict[int, trio.CapacityLimiter] = {}
         self._stopped = threading.Event()
 
     def attach(self, fuse_fd: int) -> None:
@@ -52,12 +56,16 @@ class FuseNotifier:
         return True
 
     async def invalidate(self, items: Sequence[KernelWork]) -> list[KernelWork]:
-        return await trio.to_thread.run_sync(
-            self._invalidate_each, items, limiter=self._limiter, abandon_on_cancel=True
-        )
+        waiting = next((item.ino for item in items if item.pages), None)
+        limiter = self._attributes if waiting is None else self._limiter_of(waiting)
+        return await trio.to_thread.run_sync(self._invalidate_each, items, limiter=limiter, abandon_on_cancel=True)
+
+    def _limiter_of(self, ino: int) -> trio.CapacityLimiter:
+        return self._pages.setdefault(ino >> VOLUME_SHIFT, trio.CapacityLimiter(KERNEL_THREADS))
 
     async def store(self, ino: int, offset: int, data: bytes) -> None:
-        await trio.to_thread.run_sync(self._store, ino, offset, data, limiter=self._limiter, abandon_on_cancel=True)
+        limiter = self._limiter_of(ino)
+        await trio.to_thread.run_sync(self._store, ino, offset, data, limiter=limiter, abandon_on_cancel=True)
 
     # In threads
 

@@ -7,8 +7,8 @@ running meanwhile: if the server is back in time and still knows us, nothing is 
 `on_lease_lost` is called once.
 
 Invariants
-I1  `Server.lease_until` counts from when the request was *sent* that the server answered, so it ends before the lease
-    at the server does.
+I1  `Server.lease_until` counts from when the request was *sent* that the server answered, and is TRUSTED_SHARE of the
+    lease, so it ends before the lease at the server does.
 I2  A call is repeated after a lost connection until its deadline. A change of names has one number however often it
     is repeated, which stays in `_operations` until its reply is here.
 """
@@ -38,6 +38,8 @@ from promisefs_protocol.messages import (
 from promisefs_protocol.tcp import connect
 from promisefs_protocol.transport import ConnectionLost, Handler, Peer, Reply
 
+from . import clock
+from .clock import Clock
 from .servers import Server
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,14 @@ MAX_CALLS = 512
 FIRST_RETRY_S = 0.05
 LONGEST_RETRY_S = 1.0
 BUSY_RETRY_S = 0.2
+TRUSTED_SHARE = 0.9
+"""So much of a lease is used. At its end the kernel has to drop pages and attributes, of thousands of mapped files
+maybe, and all that must be over before the server stops waiting for us: 1.5 s of 15. It is also room for a clock here
+that is slower than the server's: kernels correct clocks by at most 0.05 % of rate (MAXFREQ, adjtimex(2)), so a tenth is
+plenty."""
+LEASE_CHECK_S = 0.5
+"""The lease is looked at so often: timers stand still while the machine is suspended, it does not. What we are asked
+for after a resume is validated in any case; this is how long the kernel may still answer by itself."""
 _TRANSIENT = {AbortCode.NO_CALLBACKS, AbortCode.SHUTTING_DOWN, AbortCode.TOO_MANY, AbortCode.NOT_INTRODUCED}
 
 
@@ -77,6 +87,7 @@ class ServerSession:
         on_callback: Handler,
         on_lease_lost: Callable[[], Awaitable[None]],
         dial: Dial = connect,
+        now: Clock = clock.now,
     ) -> None:
         self.server = server
         self.address = address
@@ -89,6 +100,7 @@ class ServerSession:
         self._on_callback = on_callback
         self._on_lease_lost = on_lease_lost
         self._dial = dial
+        self._now = now
         self._calls: Peer | None = None
         self._slots = trio.Semaphore(MAX_CALLS)
         self._store: bytes | None = None  # UUID of the store we know; fids mean nothing to another one
@@ -177,7 +189,7 @@ class ServerSession:
         async with trio.open_nursery() as nursery:
             try:
                 with trio.fail_after(CONNECT_TIMEOUT_S):
-                    sent_at = trio.current_time()
+                    sent_at = self._now()
                     callbacks, hello = await self._introduce(Role.CALLBACKS, self._on_callback, nursery)
                     self._check_store(hello.server)
                     self._extend_lease(sent_at, hello.lease_ms / 1000)
@@ -220,7 +232,7 @@ class ServerSession:
             await self._sleep_until_closed(callbacks, calls, self.lease_s / 3)
             if callbacks.closed or calls.closed:
                 return
-            sent_at = trio.current_time()
+            sent_at = self._now()
             try:
                 with trio.fail_after(self.lease_s):
                     await callbacks.call(RenewLease())
@@ -249,16 +261,16 @@ class ServerSession:
 
     def _extend_lease(self, sent_at: float, lease_s: float) -> None:
         self.lease_s = lease_s
-        self.server.lease_until = max(self.server.lease_until, sent_at + lease_s)
+        self.server.lease_until = max(self.server.lease_until, sent_at + lease_s * TRUSTED_SHARE)
         self._lease_began.set()
 
     async def watch_lease(self) -> None:
         """Call `on_lease_lost` each time the lease runs out. Runs until cancelled."""
         while True:
-            if self.server.lease_until <= trio.current_time():
+            if self.server.lease_until <= self._now():
                 await self._lease_began.wait()
-            while (left := self.server.lease_until - trio.current_time()) > 0:  # noqa: ASYNC110 (renewed meanwhile)
-                await trio.sleep(left)
+            while (left := self.server.lease_until - self._now()) > 0:  # noqa: ASYNC110 (renewed meanwhile)
+                await trio.sleep(min(left, LEASE_CHECK_S))
             log.warning("the lease from %s ran out: no cached data is used until it is back", self.address)
             self._lease_began = trio.Event()
             await self._on_lease_lost()

@@ -10,12 +10,12 @@ from .servers import Server, Volume
 Version = tuple[int, int]
 
 ROOT_INO = 1
-_VOLUME_SHIFT = 40
+VOLUME_SHIFT = 40
 
 
 def ino_of(fid: Fid) -> int:
     """The inode number of a fid: computed, so it stays the same for ever. Vnode numbers are never used twice."""
-    return fid.volume << _VOLUME_SHIFT | fid.vnode
+    return fid.volume << VOLUME_SHIFT | fid.vnode
 
 
 class DirectoryNames:

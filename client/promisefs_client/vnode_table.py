@@ -32,6 +32,7 @@ from promisefs_protocol.ids import Fid, PromisedStatus, Status
 from promisefs_protocol.messages import Break, Changed
 
 from .contents import FileContents, PageCache
+from .open_mmaps import OpenMmaps
 from .servers import CallMark, Server, Volume
 from .vnode import ROOT_INO, DirectoryNames, Version, Vnode, ino_of
 
@@ -63,6 +64,8 @@ class VnodeTable:
         self._by_fid: dict[Fid, Vnode] = {}
         self._by_ino: dict[int, Vnode] = {}
         self._idle: OrderedDict[Fid, None] = OrderedDict()
+        self.open_mmaps = OpenMmaps()
+        """Files that may be mapped. The shell says what the kernel opens, flushes and releases."""
         self._creating = 0
         self._claimed: set[Fid] = set()
         self.root_fid = volume.root
@@ -223,25 +226,29 @@ class VnodeTable:
         return work, still_open
 
     def reset(self, server: Server) -> tuple[list[KernelWork], list[KernelWork]]:
-        """InitCallBackState3 or a lost lease: no promise of the server's holds. Return urgent kernel work (open files)
-        and the rest.
+        """InitCallBackState3 or a lost lease: no promise of the server's holds. Return kernel work: what is open, first
+        what may be mapped, and the rest.
 
         Clean blocks and names keep their labels: validation tells whether they are still current.
         """
         server.broke_all()
-        urgent: list[KernelWork] = []
+        urgent = {vnode: None for vnode in self.open_mmaps.of_server(server)}  # in this order
         rest: list[KernelWork] = []
         for vnode in self._by_fid.values():
             if vnode.volume.server is not server:
                 continue
             vnode.promise_until = 0.0
             if vnode.opens:
-                if vnode.kernel_pages and vnode.contents is not None:
-                    vnode.contents.keep_twins()
-                urgent.append(KernelWork(vnode.ino, vnode.kernel_pages, vnode.status.is_dir, 0))
+                urgent[vnode] = None
             elif vnode.lookups:
                 rest.append(KernelWork(vnode.ino, False, vnode.status.is_dir, 0))
-        return urgent, rest
+        return [self._drop_of_open(vnode) for vnode in urgent], rest
+
+    @staticmethod
+    def _drop_of_open(vnode: Vnode) -> KernelWork:
+        if vnode.kernel_pages and vnode.contents is not None:
+            vnode.contents.keep_twins()
+        return KernelWork(vnode.ino, vnode.kernel_pages, vnode.status.is_dir, 0)
 
     def begin_create(self) -> None:
         """A file is being created here, to be opened at once; `end_create` follows."""

@@ -143,13 +143,14 @@ class Cell:
 
     # Mounts
 
-    def mount(self, name: str, *, options: str = "", volume: str = "") -> Mount:
-        """Mount at DIR/NAME; `options` is what -o takes. Raise CellError."""
+    def mount(self, name: str, *, options: str = "", volume: str = "", port: int | None = None) -> Mount:
+        """Mount at DIR/NAME; `options` is what -o takes, `port` one that leads to the server's. Raise CellError."""
         mountpoint = self.mountpoint(name)
         mountpoint.mkdir(exist_ok=True)
         output = self.directory / f"{name}.out"
         mark = f"{self.mark}/{name}"
-        command: list[str | Path] = [COMMANDS / "promisefs", "mount", self.address + (f"/{volume}" if volume else "")]
+        address = self.address if port is None else f"127.0.0.1:{port}"
+        command: list[str | Path] = [COMMANDS / "promisefs", "mount", address + (f"/{volume}" if volume else "")]
         command += [mountpoint, "--log-file", self.directory / f"{name}.log", *(["-o", options] if options else [])]
         with output.open("ab") as out:
             seen = out.tell()

@@ -15,6 +15,7 @@ import pyfuse3
 import trio
 from promisefs_client.callbacks import CallbackService
 from promisefs_client.cell import Cell
+from promisefs_client.clock import Clock
 from promisefs_client.contents import PageCache
 from promisefs_client.filestore import FileStore
 from promisefs_client.fuse_ops import Operations
@@ -100,8 +101,9 @@ class RecordingNotifier:
 class ClientMount:
     """One mount."""
 
-    def __init__(self, server: ServerCell, ack_wait_s: float, timeout_s: float) -> None:
+    def __init__(self, server: ServerCell, ack_wait_s: float, timeout_s: float, now: Clock) -> None:
         self._server = server
+        self._now = now
         self.pages = PageCache(CACHE_BYTES)
         core = Server("memory")
         self.callbacks = CallbackService(core, ack_wait_s)
@@ -115,6 +117,7 @@ class ClientMount:
             self.callbacks.serve,
             self.callbacks.reset,
             self._dial_server,
+            now,
         )
         self.session.script()
         self.cell: Cell
@@ -135,7 +138,7 @@ class ClientMount:
         volume = Volume(entry.volume, entry.name, entry.root, server)
         table = VnodeTable(self.pages, volume, root.entry.status, 100)
         kernel = KernelCaches(self.kernel, self._references)
-        self.cell = self.callbacks.cell = Cell({server: self.session}, table, kernel, nursery)
+        self.cell = self.callbacks.cell = Cell({server: self.session}, table, kernel, nursery, self._now)
         self.cell.kernel.initialised()
         table.names_can_be_dropped = True
         self.files = FileStore(self.cell, self.pages, self.session.timeout_s)
@@ -194,8 +197,10 @@ class World:
         self.server = server
         self.mounts: list[ClientMount] = []
 
-    async def mount(self, *, ack_wait_s: float = 1.0, timeout_s: float = 30.0) -> ClientMount:
-        mount = ClientMount(self.server, ack_wait_s, timeout_s)
+    async def mount(
+        self, *, ack_wait_s: float = 1.0, timeout_s: float = 30.0, now: Clock = trio.current_time
+    ) -> ClientMount:
+        mount = ClientMount(self.server, ack_wait_s, timeout_s, now)
         await mount.connect(self.server.nursery)
         self.mounts.append(mount)
         return mount

@@ -254,6 +254,17 @@ def test_a_reset_does_open_files_first(table: VnodeTable) -> None:
     assert not table.valid(opened, 0.0) and not table.valid(known, 0.0)
 
 
+def test_a_reset_does_what_only_a_mapping_keeps_open_first(table: VnodeTable) -> None:
+    fids = [Fid(1, number, 7) for number in range(10, 14)]
+    opened = [table.add_open(table.add_lookup(install(table, promised(fid, status())))) for fid in fids]
+    for handle, vnode in enumerate(opened[:3]):
+        table.open_mmaps.opened(vnode, handle)
+    table.open_mmaps.flushed(opened[2], 2, now=1.0)
+    urgent, rest = table.reset(table.volumes[1].server)
+    assert [item.ino for item in urgent] == [opened[n].ino for n in (2, 0, 1, 3)]
+    assert [item.ino for item in rest] == [ROOT_INO]
+
+
 def test_idle_vnodes_are_evicted_least_recently_used_first_and_given_up(table: VnodeTable) -> None:
     vnodes = [install(table, promised(Fid(1, 10 + n, 1), status())) for n in range(120)]
     used = table.add_lookup(vnodes[119])
