@@ -275,6 +275,12 @@ class Breaker:
         self._begin_doubt(contact, lost)
         self._nursery.start_soon(self.initialise, contact)
 
+    def mark_all_stale(self) -> list[trio.Event]:
+        """Every host gets InitCallBackState3 before anything else. Return what is set when none trusts what it had."""
+        for host in self.hosts:
+            self.mark_stale(self.contact(host))
+        return self.outstanding()
+
     def _begin_doubt(self, contact: Contact, lost: Sequence[_Batch]) -> None:
         contact.doubt = trio.Event()
         self._nursery.start_soon(self._end_doubt, contact, contact.doubt, lost)

@@ -24,6 +24,8 @@ from typing import NamedTuple
 import msgpack
 from promisefs_protocol.fields import FieldError
 
+from .datafiles import sync_path
+
 log = logging.getLogger(__name__)
 
 STATE_NAME = "callback-state"
@@ -66,6 +68,12 @@ def save(path: Path, server: bytes, starts: int, now_ns: int, hosts: Iterable[Sa
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
+
+
+def forget(folder: Path) -> None:
+    """Delete saved promises, durably: at the next start every host is stale, and is told. Raise OSError."""
+    (folder / STATE_NAME).unlink(missing_ok=True)
+    sync_path(folder)
 
 
 def take(path: Path, server: bytes, starts: int, now_ns: int) -> SavedState | None:

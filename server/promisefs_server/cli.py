@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 import errno
 import ipaddress
 import logging
 import resource
 import signal
 import socket
-import sqlite3
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,8 +15,11 @@ from pathlib import Path
 import click
 import trio
 from promisefs_protocol.address import DEFAULT_PORT, Address, AddressSyntaxError, parse_address
+from promisefs_protocol.cell_file import CellFileError, load_cell_file
 
-from .errors import AddressError, StoreError
+from .errors import AddressError
+from .failures import reported
+from .membership import ALONE, Membership, membership_in
 from .service import DEFAULT_LEASE_S, Fileserver
 from .store import Store
 
@@ -30,20 +30,13 @@ MIN_LEASE_S, MAX_LEASE_S = 0.5, 3600.0
 SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class ExitCode(enum.IntEnum):
-    """Exit codes of promisefsd."""
-
-    OK = 0
-    FAILURE = 1  # anything else, see the message
-    USAGE = 2  # the command line (click's own code)
-    STORE = 3  # the store directory is missing, locked, foreign or damaged
-    ADDRESS = 4  # the address is in use, unknown or refused
+_EPILOG = "Exit codes: 0 ended by SIGTERM or SIGINT, 1 failure, 2 usage or cell file, 3 store, 4 address."
 
 
-_EPILOG = "Exit codes: 0 ended by SIGTERM or SIGINT, 1 failure, 2 usage, 3 store, 4 address."
-
-
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    epilog="Exit codes: 0 done, 1 failure, 2 usage or cell file, 3 store, 4 address, 5 volume.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="promisefs", prog_name="promisefsd")
 def main() -> None:
     """The promisefs file server."""
@@ -51,7 +44,15 @@ def main() -> None:
 
 @main.command(epilog=_EPILOG)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--listen", metavar="HOST:PORT", help=f"Address to serve at.  [default: {DEFAULT_HOST}:{DEFAULT_PORT}]")
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help=f"Address to serve at.  [default: the cell file's, or {DEFAULT_HOST}:{DEFAULT_PORT}]",
+)  # fmt: skip
+@click.option(
+    "--cell", metavar="FILE", type=click.Path(path_type=Path), help="Be one of the servers in this cell file."
+)
+@click.option("--number", type=int, help="Which of them. A store keeps its cell and number for ever.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to serve at; 0 picks a free one.")
 @click.option(
     "--lease", type=click.FloatRange(MIN_LEASE_S, MAX_LEASE_S), default=DEFAULT_LEASE_S, show_default=True,
@@ -63,8 +64,8 @@ def main() -> None:
     "--insecure", is_flag=True, help="Listen on addresses that other machines reach. Nobody is authenticated!"
 )
 def serve(
-    directory: Path, listen: str | None, port: int | None, lease: float, log_file: Path | None, verbose: bool,
-    insecure: bool,
+    directory: Path, listen: str | None, cell: Path | None, number: int | None, port: int | None, lease: float,
+    log_file: Path | None, verbose: bool, insecure: bool,
 ) -> None:  # fmt: skip
     """Serve the store in DIR, which is made if it is not there.
 
@@ -75,43 +76,36 @@ def serve(
       promisefsd serve ~/files
       promisefsd serve /srv/promisefs --port 0
       promisefsd serve /srv/promisefs --listen [::1]:7000
+      promisefsd serve /srv/beta --cell /etc/promisefs/cell.toml --number 1
     """
-    address = _address(listen, port)
-    failure: BaseException | None = None
-    try:
+    with reported():
+        membership, address = _place(cell, number, listen, port)
         _start_logging(log_file, verbose)
         _raise_file_limit()
-        trio.run(_serve, directory, address, lease, insecure)
-    except* (StoreError, AddressError, OSError, sqlite3.Error) as group:
-        failure = _first(group)
-    if isinstance(failure, StoreError):
-        _fail(ExitCode.STORE, str(failure))
-    if isinstance(failure, AddressError):
-        _fail(ExitCode.ADDRESS, str(failure))
-    if failure is not None:
-        _fail(ExitCode.FAILURE, str(failure))
+        trio.run(_serve, directory, membership, address, lease, insecure)
 
 
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _place(cell: Path | None, number: int | None, listen: str | None, port: int | None) -> tuple[Membership, Address]:
+    """Which server this is, and where it listens: where the cell file says, unless told otherwise."""
+    if cell is None and number is None:
+        return ALONE, _address(listen, port, Address(DEFAULT_HOST, DEFAULT_PORT))
+    if cell is None or number is None:
+        raise click.UsageError("--cell and --number go together: which cell, and which of its servers this is")
+    file = load_cell_file(cell)
+    server = file.server(number)
+    if server is None:
+        raise CellFileError(f"{cell} has no server number {number}")
+    return membership_in(file, number), _address(listen, port, server.address)
 
 
-def _fail(code: ExitCode, message: str) -> None:
-    click.echo(f"promisefsd: {message}", err=True)
-    sys.exit(code)
-
-
-def _address(listen: str | None, port: int | None) -> Address:
+def _address(listen: str | None, port: int | None, default: Address) -> Address:
     """Read HOST:PORT, [HOST]:PORT, HOST or :PORT; --port decides over it."""
-    text = listen or DEFAULT_HOST
-    if text.startswith(":"):
-        text = DEFAULT_HOST + text
-    try:
-        address = parse_address(text, lowest_port=0)
-    except AddressSyntaxError as error:
-        raise click.BadParameter(str(error), param_hint="--listen") from None
+    address = default
+    if listen is not None:
+        try:
+            address = parse_address(DEFAULT_HOST + listen if listen.startswith(":") else listen, lowest_port=0)
+        except AddressSyntaxError as error:
+            raise click.BadParameter(str(error), param_hint="--listen") from None
     return address if port is None else address._replace(port=port)
 
 
@@ -131,10 +125,10 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _serve(directory: Path, address: Address, lease_s: float, insecure: bool) -> None:
+async def _serve(directory: Path, membership: Membership, address: Address, lease_s: float, insecure: bool) -> None:
     with trio.open_signal_receiver(*SHUTDOWN_SIGNALS) as signals:
         listeners = await _listen(address.host, address.port, insecure)
-        store = Store.open(directory, time.time_ns())
+        store = Store.open(directory, time.time_ns(), membership)
         server = Fileserver(store, lease_s)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_at_signal, server, signals)

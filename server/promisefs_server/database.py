@@ -21,7 +21,7 @@ from typing import Any
 from .errors import StoreError
 
 DATABASE_NAME = "store.sqlite"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x70667364  # "pfsd"
 CACHE_KIB = 16384
 BUSY_TIMEOUT_S = 5.0
@@ -44,6 +44,7 @@ class Database:
         except sqlite3.Error as error:
             raise StoreError(f"cannot open {path}: {error}") from None
         self.execute = self._connection.execute
+        self.execute_many = self._connection.executemany
         self._transaction = _Transaction(self)
         try:
             self._configure()
@@ -59,7 +60,7 @@ class Database:
 
     def _configure(self) -> None:
         self.execute("PRAGMA journal_mode=WAL").fetchall()
-        self.execute("PRAGMA synchronous=FULL")
+        self.sync_commits()
         self.execute("PRAGMA wal_autocheckpoint=0").fetchall()
         self.execute(f"PRAGMA journal_size_limit={WAL_BYTES}").fetchall()
         self.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
@@ -99,6 +100,10 @@ class Database:
     def rows(self, sql: str, arguments: tuple[object, ...] = ()) -> list[Any]:
         return self.execute(sql, arguments).fetchall()
 
+    def sync_commits(self) -> None:
+        """From now on each commit is on disk when it returns, and with it all before it."""
+        self.execute("PRAGMA synchronous=FULL")
+
     def relax(self) -> None:
         """From now on commits are not synced each; see the module's text."""
         self.execute("PRAGMA synchronous=NORMAL")
@@ -118,7 +123,7 @@ class Database:
         """Close; with `clean`, note durably that nothing is missing."""
         try:
             if clean:
-                self.execute("PRAGMA synchronous=FULL")
+                self.sync_commits()
                 self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 with self.transaction():
                     self.execute("UPDATE store SET clean = 1")

@@ -13,12 +13,15 @@ import contextlib
 import ctypes
 import errno
 import itertools
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
 from .volumes import VNODE_BITS, VNODE_MASK
+
+log = logging.getLogger(__name__)
 
 MAX_OPEN_FILES = 512
 MAX_SINGLE_SYNCS = 256
@@ -87,7 +90,7 @@ class DataFiles:
 
     def path(self, key: int) -> Path:
         number = key & VNODE_MASK
-        return self.folder / f"{key >> VNODE_BITS:x}" / f"{number >> FOLDER_BITS:x}" / f"{number:x}"
+        return self._volume_folder(key >> VNODE_BITS) / f"{number >> FOLDER_BITS:x}" / f"{number:x}"
 
     def __len__(self) -> int:
         return len(self._open)
@@ -160,6 +163,12 @@ class DataFiles:
         else:
             os.close(file.descriptor)
 
+    def discard_volume(self, volume: int) -> None:
+        """As `discard`, for all vnodes of a volume."""
+        for key in [key for key in self._open if key >> VNODE_BITS == volume]:
+            self.discard(key)
+        self.unsynced.difference_update([key for key in self.unsynced if key >> VNODE_BITS == volume])
+
     def delete(self, key: int) -> None:
         """Remove the data file if there is one. For threads."""
         with contextlib.suppress(FileNotFoundError):
@@ -192,11 +201,33 @@ class DataFiles:
         finally:
             os.close(descriptor)
 
-    # The sweep after a crash
+    # Whole volumes, and the sweep after a crash
 
     def folders(self) -> list[Path]:
         """Every folder of data files. For threads."""
-        return [inner for outer in self.folder.iterdir() if outer.is_dir() for inner in outer.iterdir()]
+        return [inner for outer in self.folder.iterdir() if outer.is_dir() for inner in _entries(outer)]
+
+    def volume_folders(self, volume: int) -> list[Path]:
+        """The folders of a volume's data files. For threads."""
+        return [inner for inner in _entries(self._volume_folder(volume)) if inner.is_dir()]
+
+    def delete_folder(self, folder: Path) -> None:
+        """Remove a folder and the data files in it. What else is in it stays, and so does it. For threads."""
+        for key in self.keys_in(folder):
+            self.delete(key)
+        _remove_empty(folder)
+
+    def delete_volume_folder(self, volume: int) -> bool:
+        """Remove a volume's folder, which should be empty, durably. Return whether there was one. For threads."""
+        folder = self._volume_folder(volume)
+        if not folder.exists():
+            return False
+        _remove_empty(folder)
+        sync_path(self.folder)
+        return True
+
+    def _volume_folder(self, volume: int) -> Path:
+        return self.folder / f"{volume:x}"
 
     def keys_in(self, folder: Path) -> list[int]:
         """The vnodes whose data files are in a folder. For threads. Names that are none of ours are passed over."""
@@ -209,6 +240,22 @@ class DataFiles:
             if self.path(key) == path:
                 keys.append(key)
         return keys
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        log.warning("%s stays, for there are things in it that promisefsd has not made", folder)
 
 
 def sync_path(path: Path) -> None:

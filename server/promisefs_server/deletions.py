@@ -76,6 +76,9 @@ class Deletions:
         for folder in folders:
             try:
                 gone = self._unowned(await trio.to_thread.run_sync(files.keys_in, folder))
+            except FileNotFoundError:
+                # Its volume has been removed meanwhile.
+                continue
             except (OSError, sqlite3.Error) as error:
                 log.error("cannot look for data files that a crash left behind in %s: %s", folder, error)
                 continue

@@ -122,11 +122,10 @@ class Directories:
         return self._names_changed(directory, int(is_dir), now_ns), entry
 
     def link(self, directory: Vnode, name: bytes, vnode: Vnode, now_ns: int) -> tuple[Vnode, Vnode]:
-        """Give a file another name. Return (directory, file). Abort PERM, XDEV, NOENT, MLINK, EXIST."""
-        if vnode.is_dir:
-            raise Aborted(AbortCode.PERM, "directories have one name")
-        if vnode.volume != directory.volume:
-            raise Aborted(AbortCode.XDEV, "the file is in another volume")
+        """Give a file another name. Return (directory, file). Abort PERM, NOENT, MLINK, EXIST."""
+        assert vnode.volume == directory.volume
+        if vnode.is_dir or vnode.is_mount_point:
+            raise Aborted(AbortCode.PERM, "directories and mount points have one name")
         if vnode.nlink == 0:
             raise Aborted(AbortCode.NOENT, f"{vnode.fid} has lost its last name")
         if vnode.nlink >= MAX_LINKS:
@@ -138,12 +137,23 @@ class Directories:
         return self._names_changed(directory, 0, now_ns), linked
 
     def remove_file(self, directory: Vnode, name: bytes, now_ns: int) -> Removed:
-        """Abort NOENT, ISDIR."""
+        """Abort NOENT, ISDIR, BUSY."""
         entry = self._existing(directory, name)
+        _check_not_mount_point(entry)
         if entry.is_dir:
             raise Aborted(AbortCode.ISDIR, "it is a directory")
         self._delete_name(directory, name)
         return Removed(self._names_changed(directory, 0, now_ns), self._one_name_less(entry, now_ns))
+
+    def remove_mount_point(self, directory: Vnode, name: bytes, now_ns: int) -> Removed:
+        """Abort NOENT, INVAL. Its row is gone: it cannot be open anywhere."""
+        entry = self._existing(directory, name)
+        if not entry.is_mount_point:
+            raise Aborted(AbortCode.INVAL, "it is not a mount point")
+        self._delete_name(directory, name)
+        self._vnodes.delete(entry.key)
+        gone = entry._replace(nlink=0, ctime_ns=entry.later(now_ns))
+        return Removed(self._names_changed(directory, 0, now_ns), gone)
 
     def _one_name_less(self, vnode: Vnode, now_ns: int) -> Vnode:
         unlinked = vnode._replace(nlink=vnode.nlink - 1, ctime_ns=vnode.later(now_ns))
@@ -151,8 +161,9 @@ class Directories:
         return unlinked
 
     def remove_dir(self, directory: Vnode, name: bytes, now_ns: int) -> Removed:
-        """Abort NOENT, NOTDIR, NOTEMPTY."""
+        """Abort NOENT, NOTDIR, NOTEMPTY, BUSY."""
         entry = self._existing(directory, name)
+        _check_not_mount_point(entry)
         if not entry.is_dir:
             raise Aborted(AbortCode.NOTDIR, "it is not a directory")
         if not self._is_empty(entry):
@@ -168,9 +179,8 @@ class Directories:
         self, old_directory: Vnode, old_name: bytes, new_directory: Vnode, new_name: bytes,
         *, noreplace: bool, exchange: bool, now_ns: int,
     ) -> Renamed:  # fmt: skip
-        """renameat2(2). Abort NOENT, EXIST, ISDIR, NOTDIR, NOTEMPTY, INVAL, XDEV, MLINK."""
-        if old_directory.volume != new_directory.volume:
-            raise Aborted(AbortCode.XDEV, "the directories are in different volumes")
+        """renameat2(2). Abort NOENT, EXIST, ISDIR, NOTDIR, NOTEMPTY, INVAL, BUSY, MLINK."""
+        assert old_directory.volume == new_directory.volume
         if noreplace and exchange:
             raise Aborted(AbortCode.INVAL, "NOREPLACE and EXCHANGE exclude each other")
         moved = self._existing(old_directory, old_name)
@@ -183,8 +193,11 @@ class Directories:
             raise Aborted(AbortCode.INVAL, "a directory cannot be moved below itself")
         if replaced is not None and replaced.key == moved.key:
             return Renamed(old_directory, new_directory, moved, None, False)
+        if replaced is not None:
+            _check_not_mount_point(replaced)
         if exchange:
             assert replaced is not None
+            _check_not_mount_point(moved)
             if replaced.is_dir and self._is_within(old_directory, replaced):
                 raise Aborted(AbortCode.INVAL, "a directory cannot be moved below itself")
         elif replaced is not None:
@@ -192,12 +205,14 @@ class Directories:
         return self._carry_out(old_directory, old_name, new_directory, new_name, moved, replaced, exchange, now_ns)
 
     def _check_replaceable(self, moved: Vnode, replaced: Vnode) -> None:
+        # Whoever renames a mount point sees a directory.
+        looks_like_dir = moved.is_dir or moved.is_mount_point
         if replaced.is_dir:
-            if not moved.is_dir:
+            if not looks_like_dir:
                 raise Aborted(AbortCode.ISDIR, "the new name is a directory")
             if not self._is_empty(replaced):
                 raise Aborted(AbortCode.NOTEMPTY, "the directory is not empty")
-        elif moved.is_dir:
+        elif looks_like_dir:
             raise Aborted(AbortCode.NOTDIR, "the new name is not a directory")
 
     def _carry_out(
@@ -240,3 +255,8 @@ class Directories:
         moved = vnode._replace(parent=parent, ctime_ns=vnode.later(now_ns))
         self._vnodes.update(moved)
         return moved
+
+
+def _check_not_mount_point(vnode: Vnode) -> None:
+    if vnode.is_mount_point:
+        raise Aborted(AbortCode.BUSY, "it is a mount point")

@@ -10,6 +10,7 @@ until the server is started again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -186,4 +187,6 @@ def _checkpoint(path: Path) -> None:
 
 def _sync_folders(folders: list[Path]) -> None:
     for folder in folders:
-        sync_path(folder)
+        # Those of a removed volume are gone, and with them what was to be synced.
+        with contextlib.suppress(FileNotFoundError):
+            sync_path(folder)

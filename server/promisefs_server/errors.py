@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of promisefsd; documented in the README."""
+
+    OK = 0
+    FAILURE = 1  # anything else, see the message
+    USAGE = 2  # the command line (click's own code), or the cell file
+    STORE = 3  # the store directory is missing, locked, foreign or damaged
+    ADDRESS = 4  # the address is in use, unknown or refused
+    VOLUME = 5  # no such volume, a name that is taken or wrong, or something that cannot be done with this one
+
 
 class StoreError(Exception):
     """The store cannot be used. The message is for people: what is wrong with which path, and what to do."""
+
+
+class StoreLocked(StoreError):
+    """A server, or another command, is using the store."""
+
+
+class VolumeError(Exception):
+    """A command about volumes cannot be carried out. The message is for people."""
 
 
 class AddressError(Exception):

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import PromisedStatus
-from promisefs_protocol.messages import Break, Changed
+from promisefs_protocol.messages import Break, Changed, VolumeEntry
 from promisefs_protocol.transport import Reply
 
 from .breaker import Breaker, Contact
@@ -17,6 +18,7 @@ from .durability import Durability
 from .store import Store
 from .vnode_locks import VnodeLocks
 from .vnodes import Vnode
+from .volumes import Volume
 
 Operation = Callable[[Contact, Any, bytes | None], Awaitable[Reply]]
 """Carries out one call of a host's: (who, request, bulk) to (reply, bulk). Raises Aborted, OSError, sqlite3.Error."""
@@ -55,6 +57,14 @@ class Operations:
 def break_of(vnode: Vnode, what: Changed) -> Break:
     """What others are to be told of a vnode after a change."""
     return Break(vnode.fid, what, vnode.data_version, vnode.size)
+
+
+def volume_entry(store: Store, volume: Volume) -> VolumeEntry:
+    """What a client is told of a volume that is here."""
+    root = store.vnodes.find(volume.root)
+    if root is None:
+        raise Aborted(AbortCode.IO, f"volume {volume.name} has lost its root directory")
+    return VolumeEntry(volume.name, volume.volume, root.fid)
 
 
 def now_ns() -> int:

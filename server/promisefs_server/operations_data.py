@@ -159,6 +159,8 @@ class DataOperations(Operations):
         key = key_of(request.fid)
         async with self._locks.hold(key):
             vnode = self._vnodes.get(request.fid)
+            if vnode.is_mount_point:
+                raise Aborted(AbortCode.PERM, f"{request.fid} is a mount point: it has the attributes of what it shows")
             if request.size is not None:
                 self._regular(request)
             if all(field is None for field in request[1:]):

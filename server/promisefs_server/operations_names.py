@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_protocol.ids import Fid, PromisedStatus
+from promisefs_protocol.ids import S_IFMNT, Fid, PromisedStatus, is_volume_name
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
     Break,
@@ -20,10 +20,12 @@ from promisefs_protocol.messages import (
     EntryReply,
     Link,
     MakeDir,
+    MakeMountPoint,
     RemoveDir,
     RemoveDirReply,
     RemoveFile,
     RemoveFileReply,
+    RemoveMountPoint,
     Rename,
     RenameFlags,
     RenameReply,
@@ -60,6 +62,8 @@ class NameOperations(Operations):
             Link: self.link,
             RemoveFile: self.remove_file,
             RemoveDir: self.remove_dir,
+            MakeMountPoint: self.make_mount_point,
+            RemoveMountPoint: self.remove_mount_point,
             Rename: self.rename,
         }
 
@@ -124,7 +128,22 @@ class NameOperations(Operations):
             raise Aborted(AbortCode.INVAL, "a target has no NUL")
         return await self._create(contact, request, stat.S_IFLNK | 0o777, request.target)
 
+    async def make_mount_point(self, contact: Contact, request: MakeMountPoint, bulk: bytes | None) -> Reply:
+        if not is_volume_name(request.volume_name):
+            raise Aborted(AbortCode.INVAL, f"{request.volume_name!r} cannot be the name of a volume")
+
+        def apply(now_ns: int) -> Change:
+            directory, entry = self._store.directories.create(
+                self._vnodes.directory(request.directory), request.name, S_IFMNT | 0o755, 0, 0,
+                request.volume_name.encode(), now_ns,
+            )  # fmt: skip
+            return Change(lambda p: EntryReply(p(directory), p(entry)), (break_of(directory, NAMES),))
+
+        return await self._once(contact, request, lambda: (), apply, request.directory.volume)
+
     async def link(self, contact: Contact, request: Link, bulk: bytes | None) -> Reply:
+        _check_one_volume(request.fid, request.directory)
+
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.link(
                 self._vnodes.directory(request.directory), request.name, self._vnodes.get(request.fid), now_ns
@@ -181,7 +200,22 @@ class NameOperations(Operations):
 
         return await self._once(contact, request, lambda: (), apply)
 
+    async def remove_mount_point(self, contact: Contact, request: RemoveMountPoint, bulk: bytes | None) -> Reply:
+        def apply(now_ns: int) -> Change:
+            directory, entry = self._store.directories.remove_mount_point(
+                self._vnodes.directory(request.directory), request.name, now_ns
+            )
+            return Change(
+                lambda p: RemoveFileReply(p(directory), self.unpromised(entry)),
+                (break_of(directory, NAMES), break_of(entry, Changed.STATUS | Changed.DELETED)),
+                (entry.key,),
+            )
+
+        return await self._once(contact, request, lambda: (), apply)
+
     async def rename(self, contact: Contact, request: Rename, bulk: bytes | None) -> Reply:
+        _check_one_volume(request.old_directory, request.new_directory)
+
         def files() -> tuple[int, ...]:
             return self._named(request.old_directory, request.old_name) + self._named(
                 request.new_directory, request.new_name
@@ -226,3 +260,8 @@ class NameOperations(Operations):
             return RenameReply(p(old_directory), p(new_directory), p(moved), there)
 
         return Change(reply, tuple(breaks), gone)
+
+
+def _check_one_volume(one: Fid, other: Fid) -> None:
+    if one.volume != other.volume:
+        raise Aborted(AbortCode.XDEV, "they are in different volumes")

@@ -13,6 +13,7 @@ from promisefs_protocol.messages import (
     FetchDirectory,
     FetchDirectoryReply,
     FetchStatus,
+    GetEntryByID,
     GetEntryByName,
     GetVolumeStatus,
     GetVolumeStatusReply,
@@ -24,12 +25,11 @@ from promisefs_protocol.messages import (
     Lookup,
     LookupReply,
     StatusReply,
-    VolumeEntry,
 )
 from promisefs_protocol.transport import Reply
 
 from .breaker import Contact
-from .operations import Operation, Operations, Parts
+from .operations import Operation, Operations, Parts, volume_entry
 
 MAX_PAGE_ENTRIES = 1024
 """Most entries in one FetchDirectory reply, whatever the client asks for: what is done in one step."""
@@ -54,6 +54,7 @@ class ReadOperations(Operations):
             ListXattrs: self.list_xattrs,
             GetVolumeStatus: self.get_volume_status,
             GetEntryByName: self.get_entry_by_name,
+            GetEntryByID: self.get_entry_by_id,
         }
 
     async def fetch_status(self, contact: Contact, request: FetchStatus, bulk: bytes | None) -> Reply:
@@ -92,7 +93,7 @@ class ReadOperations(Operations):
             raise Aborted(AbortCode.ISDIR, f"{request.fid} is a directory")
         entry = self.promised(contact, vnode)
         length = max(0, min(request.length, entry.status.size - request.offset))
-        if vnode.is_symlink:
+        if vnode.is_symlink or vnode.is_mount_point:
             target = self._vnodes.target(vnode.key)
             return StatusReply(entry), target[request.offset :][: request.length]
         return StatusReply(entry), await self._read(vnode.key, request.offset, length)
@@ -127,8 +128,7 @@ class ReadOperations(Operations):
         )
 
     async def get_entry_by_name(self, contact: Contact, request: GetEntryByName, bulk: bytes | None) -> Reply:
-        volume = self._store.volumes.by_name(request.name)
-        root = self._vnodes.find(volume.root)
-        if root is None:
-            raise Aborted(AbortCode.IO, f"volume {volume.name} has lost its root directory")
-        return VolumeEntry(volume.name, volume.volume, root.fid), None
+        return volume_entry(self._store, self._store.volumes.by_name(request.name)), None
+
+    async def get_entry_by_id(self, contact: Contact, request: GetEntryByID, bulk: bytes | None) -> Reply:
+        return volume_entry(self._store, self._store.volumes.get(request.volume)), None

@@ -8,13 +8,19 @@
 --   starts           how often it was started: differs after every start
 --   clean            1 iff it was shut down cleanly and has not been started since
 --   lease_ms         no lease that has not ended is longer
--- volumes      what is served; nothing in a transaction spans two of them
+--   cell             name of the cell that this server is of, for ever; empty: it is alone
+--   number           this server's in the cell, for ever
+--   next_volume      a volume made here is `number << 16 | k`; no k from here on has been used
+-- volumes      what is served here, and what became of what was; no change of names spans two of them
+--   state            see `volumes.VolumeState`
+--   other_store      uuid of the store that it is coming from or has gone to, else NULL
+--   other_number     that server's number in the cell, else NULL
 --   root             vnode of the root directory
 --   next_vnode       no number from here on has been used; some are left out at every start that follows an unclean end
 --   incarnation      +1 at every start that was not preceded by a clean shutdown
 -- vnodes       everything that has a fid
 --   uniquifier       random; makes forged and mistaken fids fail
---   mode             type and permission bits, as st_mode
+--   mode             type and permission bits, as st_mode; the type 0o160000 is a mount point
 --   nlink            names; for a directory 2 + its subdirectories. 0: an orphan, kept for `orphan_holders`
 --   size             bytes; of a symlink its target's; of a directory always 4096. The data file may be shorter (zeros) or longer (garbage)
 --   sparse           1 once the data file may have a hole
@@ -22,7 +28,7 @@
 --   ctime_ns         strictly greater at each change of the row
 --   xattr_count      rows in `xattrs`
 --   parent           of a directory: the directory that it is in (of the root: itself); else 0
---   target           of a symlink, else NULL
+--   target           of a symlink; of a mount point, the name of a volume; else NULL
 -- entries      names: which vnode each stands for
 -- xattrs       extended attributes
 -- hosts        clients that may hold promises or have orphans open
@@ -37,16 +43,23 @@ CREATE TABLE store (
     uuid BLOB NOT NULL,
     starts INTEGER NOT NULL,
     clean INTEGER NOT NULL,
-    lease_ms INTEGER NOT NULL
+    lease_ms INTEGER NOT NULL,
+    cell TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    next_volume INTEGER NOT NULL
 );
 
 CREATE TABLE volumes (
     volume INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
     root INTEGER NOT NULL,
     next_vnode INTEGER NOT NULL,
-    incarnation INTEGER NOT NULL
+    incarnation INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    other_store BLOB,
+    other_number INTEGER
 );
+CREATE UNIQUE INDEX volume_names ON volumes (name) WHERE state IN ('here', 'leaving');
 
 CREATE TABLE vnodes (
     vnode INTEGER PRIMARY KEY,

@@ -15,16 +15,21 @@ import logging
 import math
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.tcp import TcpStream
+from promisefs_protocol.transport import Reply
 
-from . import callback_state
+from . import callback_state, control_socket
+from .administration import Administration
 from .breaker import Breaker
 from .callback_state import SavedHost, SavedState
+from .control import ControlSessions
+from .database import is_full
 from .deletions import Deletions
 from .durability import Durability
 from .hosts import FORGOTTEN_AFTER_S, MAX_HOSTS, Host, HostTable
@@ -37,6 +42,8 @@ from .sessions import Session
 from .store import Store
 from .vnode_locks import VnodeLocks
 from .vnodes import key_of
+from .volume_remains import VolumeRemains
+from .volumes import VolumeState
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +68,7 @@ class Fileserver:
         self.durability = Durability(store.database, store.files)
         self.deletions = Deletions(store)
         self.locks = VnodeLocks()
+        self.remains = VolumeRemains(store)
         self.breaker: Breaker
         """Present from when `run` has started."""
         self.operations: dict[type, Operation] = {}
@@ -99,6 +107,7 @@ class Fileserver:
                 background.start_soon(self.durability.run)
                 background.start_soon(self.durability.run_checkpoints)
                 background.start_soon(self.deletions.run)
+                background.start_soon(self.remains.run)
                 background.start_soon(self.store.ballast.run)
                 background.start_soon(self._keep_house)
                 background.start_soon(self._shorten_lease)
@@ -109,6 +118,7 @@ class Fileserver:
             await trio.to_thread.run_sync(self.deletions.finish)
             clean = await self._settle_on_disk()
         finally:
+            control_socket.remove(self.store.folder)
             self.durability.close()
             self.store.close(clean=clean)
 
@@ -123,24 +133,47 @@ class Fileserver:
             self.store.set_lease(self._lease_ms)
         if not self.store.was_clean:
             await trio.to_thread.run_sync(self.store.files.sync_all)
+        for volume in self.store.volumes.in_state(VolumeState.LEAVING):
+            log.error(
+                "volume %s is not served: its move to server %d was interrupted; stop both servers and run"
+                " 'promisefsd volume move %s %s' with that one's directory to finish it",
+                volume.name, volume.other_number, self.store.folder, volume.name,
+            )  # fmt: skip
+        for volume in self.store.volumes.in_state(VolumeState.ARRIVING):
+            log.warning(
+                "volume %s did not arrive, its move was interrupted: the copy here is deleted, server %d still has it",
+                volume.name, volume.other_number,
+            )  # fmt: skip
 
     async def _serve(self, listeners: Sequence[trio.SocketListener], task_status: trio.TaskStatus[None]) -> None:
+        control = control_socket.listen(self.store.folder)
+        administration = Administration(self.store, self.remains, self._announce_volumes, self.durability.commit)
+        controls = ControlSessions(self, administration)
         async with trio.open_nursery() as connections:
             self._connections = connections
             with trio.CancelScope() as accepting:
                 async with trio.open_nursery() as acceptors:
                     for listener in listeners:
-                        acceptors.start_soon(
-                            functools.partial(
-                                trio.serve_listeners, self._accepted, [listener], handler_nursery=connections
-                            )
-                        )
+                        self._accept(acceptors, self._accepted, listener)
+                    self._accept(acceptors, controls.serve, control)
                     task_status.started()
                     await self._stop.wait()
                     accepting.cancel()
             await self._drain()
             await trio.sleep(FLUSH_S)
             connections.cancel_scope.cancel()
+
+    def _accept(
+        self, acceptors: trio.Nursery, serve: Callable[[trio.SocketStream], Awaitable[None]],
+        listener: trio.SocketListener,
+    ) -> None:  # fmt: skip
+        acceptors.start_soon(
+            functools.partial(trio.serve_listeners, serve, [listener], handler_nursery=self._connections)
+        )
+
+    async def _announce_volumes(self) -> None:
+        """What volumes there are, or their names, has just changed."""
+        await self.breaker.settle(self.breaker.mark_all_stale())
 
     async def _drain(self) -> None:
         self.draining = True
@@ -192,13 +225,28 @@ class Fileserver:
         finally:
             self._sessions.discard(session)
 
-    def call_began(self) -> None:
+    async def carry_out(
+        self, operation: Callable[[Any, bytes | None], Awaitable[Reply]], request: Any, bulk: bytes | None,
+        description: str, *, growing: bool,
+    ) -> Reply:  # fmt: skip
+        """Carry out one call. What is not `growing` may use the ballast of a full disk. Raise Aborted, OSError."""
         self.calls_served += 1
-
-    def call_ended(self) -> None:
-        self.calls_served -= 1
-        if not self.calls_served:
-            self._idle.set()
+        try:
+            try:
+                return await operation(request, bulk)
+            except sqlite3.Error as error:
+                # The transaction was rolled back, so nothing has happened.
+                if growing or not is_full(error) or not self.store.ballast.release():
+                    raise
+            return await operation(request, bulk)
+        except sqlite3.Error as error:
+            code = AbortCode.NOSPC if is_full(error) else AbortCode.IO
+            log.error("%s: %s: %r", description, type(request).__name__, error)
+            raise Aborted(code, f"the store: {error}") from None
+        finally:
+            self.calls_served -= 1
+            if not self.calls_served:
+                self._idle.set()
 
     def _make_operations(self) -> None:
         parts = Parts(self.store, self.breaker, self.durability, self.deletions, self.locks)

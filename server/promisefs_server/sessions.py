@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -20,6 +19,7 @@ from promisefs_protocol.messages import (
     HelloReply,
     Link,
     MakeDir,
+    MakeMountPoint,
     RenewLease,
     Role,
     SetXattr,
@@ -29,7 +29,6 @@ from promisefs_protocol.messages import (
 from promisefs_protocol.transport import Peer, Reply
 
 from .breaker import Contact
-from .database import is_full
 from .vnodes import key_of
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ HELLO_TIMEOUT_S = 10.0
 GATE_TIMEOUT_S = 10.0
 """How long a call of a stale host waits for its InitCallBackState3."""
 
-_GROWING = (CreateFile, MakeDir, Symlink, Link, SetXattr, StoreData)
+_GROWING = (CreateFile, MakeDir, MakeMountPoint, Symlink, Link, SetXattr, StoreData)
 """What has to go without the ballast when the disk is full."""
 
 
@@ -80,24 +79,10 @@ class Session:
     # Calls
 
     async def _handle(self, request: Any, bulk: bytes | None) -> Reply:
-        server = self._server
-        if server.draining:
+        if self._server.draining:
             await trio.sleep_forever()
-        server.call_began()
-        try:
-            try:
-                return await self._dispatch(request, bulk)
-            except sqlite3.Error as error:
-                # The transaction was rolled back, so nothing has happened.
-                if not is_full(error) or isinstance(request, _GROWING) or not server.store.ballast.release():
-                    raise
-            return await self._dispatch(request, bulk)
-        except sqlite3.Error as error:
-            code = AbortCode.NOSPC if is_full(error) else AbortCode.IO
-            log.error("%s: %s: %r", self._peer.description, type(request).__name__, error)
-            raise Aborted(code, f"the store: {error}") from None
-        finally:
-            server.call_ended()
+        growing = isinstance(request, _GROWING)
+        return await self._server.carry_out(self._dispatch, request, bulk, self._peer.description, growing=growing)
 
     async def _dispatch(self, request: Any, bulk: bytes | None) -> Reply:
         if isinstance(request, Hello):

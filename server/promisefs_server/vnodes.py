@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_protocol.ids import Fid, Status
+from promisefs_protocol.ids import S_IFMNT, Fid, Status
 
 from .database import Database
 from .volumes import VNODE_BITS, VNODE_MASK, VolumeTable
@@ -72,6 +72,10 @@ class Vnode(NamedTuple):
     def is_symlink(self) -> bool:
         return stat.S_ISLNK(self.mode)
 
+    @property
+    def is_mount_point(self) -> bool:
+        return stat.S_IFMT(self.mode) == S_IFMNT
+
     def later(self, now_ns: int) -> int:
         """The ctime of a change made now (I1)."""
         return max(now_ns, self.ctime_ns + 1)
@@ -97,10 +101,10 @@ class VnodeTable:
         return None if row is None else Vnode._make(row)
 
     def get(self, fid: Fid) -> Vnode:
-        """The row as committed. Abort VNOVOL or VNOVNODE."""
+        """The row as committed. Abort VNOVOL, VMOVED or VNOVNODE."""
+        self._volumes.get(fid.volume)
         vnode = self.find(fid.volume << VNODE_BITS | fid.vnode)
         if vnode is None or vnode.uniquifier != fid.uniquifier:
-            self._volumes.get(fid.volume)
             raise Aborted(AbortCode.VNOVNODE, f"no vnode {fid}")
         return vnode
 
@@ -124,7 +128,7 @@ class VnodeTable:
         )
 
     def target(self, key: int) -> bytes:
-        """A symlink's target."""
+        """A symlink's target, or the volume name of a mount point."""
         (target,) = self._database.execute("SELECT target FROM vnodes WHERE vnode = ?", (key,)).fetchone()
         assert isinstance(target, bytes)
         return target

@@ -1,24 +1,58 @@
-"""Volumes: what they are called, where they begin, and numbers for new vnodes."""
+"""Volumes: what they are called, where they begin, what becomes of them, and numbers for new vnodes.
+
+A volume's number is `N << SERVER_BITS | k`: N is the number of the server that made it, k counts up there. So numbers
+are unique in a cell without anybody's being asked, also after a move.
+
+Invariants
+I1  Only volumes that are HERE are served; `get` and `by_name` return no others.
+I2  Rows and data files of a volume that is neither HERE nor LEAVING are worth nothing: whoever finds them deletes them
+    (`volume_remains`).
+I3  The row of a volume that has arrived is kept, whatever becomes of it, so a move that is taken up again knows.
+I4  In memory is what is committed: each change is a transaction of its own, and memory follows it.
+"""
 
 from __future__ import annotations
 
+import enum
 import secrets
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.ids import is_volume_name
 
 from .database import Database
 
 VNODE_BITS = 40
 VNODE_MASK = (1 << VNODE_BITS) - 1
+SERVER_BITS = 16
+MAX_VOLUMES = (1 << SERVER_BITS) - 1
+"""Volumes that one server can make in its life."""
 RESERVED_VNODES = 4096
 """Numbers taken from the store at a time, so that not every new file writes the volume's row. A crash skips some."""
 
-ROOT_VOLUME = 1
 ROOT_VOLUME_NAME = "root"
 ROOT_VNODE = 1
 DIRECTORY_SIZE_BYTES = 4096
+
+_COLUMNS = "volume, name, root, next_vnode, incarnation, state, other_store, other_number"
+
+
+class VolumeState(enum.StrEnum):
+    HERE = "here"
+    """Served."""
+    REMOVED = "removed"
+    ARRIVING = "arriving"
+    """Being copied from `other_store`. It is not known here yet: a start deletes what there is of it."""
+    LEAVING = "leaving"
+    """The copy in `other_store` is whole and about to be served there, or is already."""
+    MOVED = "moved"
+    """Served by `other_store`, or by whom that one says."""
+
+
+LIVE = (VolumeState.HERE, VolumeState.LEAVING)
+"""Whose names are taken, and whose rows are worth something (I2)."""
 
 
 @dataclass(slots=True)
@@ -29,30 +63,57 @@ class Volume:
     incarnation: int
     next_vnode: int
     reserved_below: int
+    state: VolumeState = VolumeState.HERE
+    other_store: bytes | None = None
+    other_number: int | None = None
+
+    @property
+    def keys(self) -> tuple[int, int]:
+        """The first and last vnode key that can belong to it."""
+        return self.volume << VNODE_BITS, self.volume << VNODE_BITS | VNODE_MASK
 
 
 class VolumeTable:
-    """All volumes, in memory; there are few."""
+    """All volumes that are or were here, in memory."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, server: int) -> None:
         self._database = database
+        self._server = server
         self._by_number: dict[int, Volume] = {}
-        for number, name, root, next_vnode, incarnation in database.rows(
-            "SELECT volume, name, root, next_vnode, incarnation FROM volumes"
+        for number, name, root, next_vnode, incarnation, state, other, other_number in database.rows(
+            f"SELECT {_COLUMNS} FROM volumes"
         ):
-            self._by_number[number] = Volume(number, name, root, incarnation, next_vnode, next_vnode)
+            self._by_number[number] = Volume(
+                number, name, root, incarnation, next_vnode, next_vnode, VolumeState(state), other, other_number
+            )
+
+    # Reading
 
     def get(self, number: int) -> Volume:
+        """The volume, which is here. Abort VNOVOL or VMOVED."""
         volume = self._by_number.get(number)
-        if volume is None:
+        if volume is not None and volume.state is VolumeState.HERE:
+            return volume
+        if volume is None or volume.state in (VolumeState.REMOVED, VolumeState.ARRIVING):
             raise Aborted(AbortCode.VNOVOL, f"no volume {number} here")
-        return volume
+        raise Aborted(AbortCode.VMOVED, f"volume {number} has moved to server {volume.other_number}")
 
     def by_name(self, name: str) -> Volume:
-        for volume in self._by_number.values():
+        """The volume, which is here. Abort VNOVOL."""
+        for volume in self.in_state(VolumeState.HERE):
             if volume.name == name:
                 return volume
         raise Aborted(AbortCode.VNOVOL, f"no volume {name!r} here")
+
+    def record(self, number: int) -> Volume | None:
+        """What is known of a volume, in whatever state."""
+        return self._by_number.get(number)
+
+    def in_state(self, *states: VolumeState) -> list[Volume]:
+        """In the order of their numbers."""
+        return [volume for _, volume in sorted(self._by_number.items()) if volume.state in states]
+
+    # Numbers for new vnodes
 
     def reserve(self, number: int) -> None:
         """See to it that `new_key` has a number. A transaction of its own now and then, so call it outside of any."""
@@ -74,13 +135,93 @@ class VolumeTable:
         volume.next_vnode += 1
         return key
 
+    # Changing; a transaction each
 
-def make_root_volume(database: Database, uid: int, gid: int, now_ns: int) -> None:
-    """Insert volume 1, "root", with an empty root directory. Within a transaction."""
-    root = ROOT_VOLUME << VNODE_BITS | ROOT_VNODE
+    def create(self, name: str, uid: int, gid: int, now_ns: int) -> Volume:
+        """Make a volume with an empty root directory. Abort INVAL, EXIST, NOSPC."""
+        self._check_new_name(name)
+        ((count,),) = self._database.rows("SELECT next_volume FROM store")
+        if count > MAX_VOLUMES:
+            raise Aborted(AbortCode.NOSPC, f"this server has made {MAX_VOLUMES} volumes, and no number is used twice")
+        with self._database.transaction():
+            volume = insert_volume(self._database, self._server << SERVER_BITS | count, name, uid, gid, now_ns)
+            self._database.execute("UPDATE store SET next_volume = ?", (count + 1,))
+        self._by_number[volume.volume] = volume
+        return volume
+
+    def rename(self, name: str, new_name: str) -> Volume:
+        """Abort VNOVOL, PERM, INVAL, EXIST."""
+        volume = self.by_name(name)
+        _check_not_root(volume, "renamed")
+        if new_name != name:
+            self._check_new_name(new_name)
+            with self._database.transaction():
+                self._database.execute("UPDATE volumes SET name = ? WHERE volume = ?", (new_name, volume.volume))
+            volume.name = new_name
+        return volume
+
+    def remove(self, name: str) -> Volume:
+        """From now on it is not there; what is left of it can be deleted (I2). Abort VNOVOL, PERM."""
+        volume = self.by_name(name)
+        _check_not_root(volume, "removed")
+        self.set_state(volume, VolumeState.REMOVED)
+        return volume
+
+    def set_state(
+        self, volume: Volume, state: VolumeState, other_store: bytes | None = None, other_number: int | None = None
+    ) -> None:
+        with self._database.transaction():
+            self._database.execute(
+                "UPDATE volumes SET state = ?, other_store = ?, other_number = ? WHERE volume = ?",
+                (state, other_store, other_number, volume.volume),
+            )
+        volume.state, volume.other_store, volume.other_number = state, other_store, other_number
+
+    def expect(self, volume: Volume) -> None:
+        """Note a volume that is ARRIVING, in place of what was known of it."""
+        assert volume.state is VolumeState.ARRIVING
+        row = (
+            volume.volume, volume.name, volume.root, volume.next_vnode, volume.incarnation, volume.state,
+            volume.other_store, volume.other_number,
+        )  # fmt: skip
+        with self._database.transaction():
+            self._database.execute(f"INSERT OR REPLACE INTO volumes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._by_number[volume.volume] = volume
+
+    def forget(self, volume: Volume) -> None:
+        """It did not arrive."""
+        assert volume.state is VolumeState.ARRIVING
+        with self._database.transaction():
+            self._database.execute("DELETE FROM volumes WHERE volume = ?", (volume.volume,))
+        del self._by_number[volume.volume]
+
+    def _check_new_name(self, name: str) -> None:
+        if not is_volume_name(name):
+            raise Aborted(AbortCode.INVAL, f"{name!r}: a name has 1 to 64 letters, digits, '.', '_' and '-'")
+        if name == ROOT_VOLUME_NAME:
+            raise Aborted(AbortCode.INVAL, "the root volume is made with the store of the cell's first server")
+        check_free(name, self.in_state(*LIVE))
+
+
+def check_free(name: str, volumes: Iterable[Volume]) -> None:
+    """Abort EXIST if one of the volumes has the name."""
+    for volume in volumes:
+        if volume.name == name:
+            raise Aborted(AbortCode.EXIST, f"there is a volume {name!r} already, number {volume.volume}")
+
+
+def _check_not_root(volume: Volume, what: str) -> None:
+    if volume.name == ROOT_VOLUME_NAME:
+        raise Aborted(AbortCode.PERM, f"the root volume cannot be {what}")
+
+
+def insert_volume(database: Database, number: int, name: str, uid: int, gid: int, now_ns: int) -> Volume:
+    """Insert a volume with an empty root directory. Within a transaction."""
+    root = number << VNODE_BITS | ROOT_VNODE
+    volume = Volume(number, name, root, 1, ROOT_VNODE + 1, ROOT_VNODE + 1)
     database.execute(
-        "INSERT INTO volumes (volume, name, root, next_vnode, incarnation) VALUES (?, ?, ?, ?, 1)",
-        (ROOT_VOLUME, ROOT_VOLUME_NAME, root, ROOT_VNODE + 1),
+        f"INSERT INTO volumes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, NULL, NULL)",
+        (number, name, root, volume.next_vnode, volume.incarnation, volume.state),
     )
     database.execute(
         "INSERT INTO vnodes (vnode, uniquifier, mode, uid, gid, nlink, size, sparse, data_version,"
@@ -99,3 +240,4 @@ def make_root_volume(database: Database, uid: int, gid: int, now_ns: int) -> Non
             root,
         ),
     )
+    return volume

@@ -40,6 +40,8 @@ from promisefs_protocol.messages import (
     Symlink,
 )
 from promisefs_protocol.transport import ConnectionLost, Peer
+from promisefs_server import control_socket
+from promisefs_server.membership import ALONE, Membership
 from promisefs_server.service import Fileserver
 from promisefs_server.store import Store
 
@@ -51,6 +53,9 @@ NUMBERS = itertools.count(1)
 
 class Client:
     """One mount as the server sees it: two connections, breaks recorded, acknowledged unless told otherwise."""
+
+    volume = "root"
+    """Whose root directory is `root`; empty for none."""
 
     def __init__(self, connect: Connect, nursery: trio.Nursery, uuid: bytes | None = None) -> None:
         self._connect = connect
@@ -91,7 +96,8 @@ class Client:
     async def connect(self) -> Client:
         await self.connect_callbacks()
         await self.connect_calls()
-        self.root = (await self.call(GetEntryByName("root"))).root
+        if self.volume:
+            self.root = (await self.call(GetEntryByName(self.volume))).root
         return self
 
     async def _handle(self, request: Any, bulk: bytes | None) -> Any:
@@ -171,9 +177,11 @@ class Client:
 class Cell:
     """A running server and its clients."""
 
-    def __init__(self, folder: Path, nursery: trio.Nursery, lease_s: float, max_promises: int) -> None:
+    def __init__(
+        self, folder: Path, nursery: trio.Nursery, lease_s: float, max_promises: int, membership: Membership
+    ) -> None:
         self.nursery = nursery
-        self.server = Fileserver(Store.open(folder, time.time_ns()), lease_s, max_promises)
+        self.server = Fileserver(Store.open(folder, time.time_ns(), membership), lease_s, max_promises)
         self.ended = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
@@ -191,6 +199,17 @@ class Cell:
     async def connected(self, uuid: bytes | None = None) -> Client:
         return await self.client(uuid).connect()
 
+    async def administer(self, request: Any) -> Any:
+        """Make a call on the control socket."""
+        stream = await control_socket.connect(self.server.store.folder)
+        assert stream is not None
+        peer = Peer(stream, None, "control")  # type: ignore[arg-type]
+        self.nursery.start_soon(peer.run)
+        try:
+            return (await peer.call(request))[0]
+        finally:
+            await peer.close()
+
     async def shut_down(self) -> None:
         self.server.stop()
         await self.ended.wait()
@@ -198,12 +217,13 @@ class Cell:
 
 @asynccontextmanager
 async def running_cell(
-    folder: Path, *, lease_s: float = LEASE_S, clean: bool = True, max_promises: int = 1_000_000, limit_s: float = 60
-) -> AsyncIterator[Cell]:
+    folder: Path, *, lease_s: float = LEASE_S, clean: bool = True, max_promises: int = 1_000_000, limit_s: float = 60,
+    membership: Membership = ALONE,
+) -> AsyncIterator[Cell]:  # fmt: skip
     """Serve the store in `folder` within the context; end it cleanly, or as a crash would leave it."""
     with trio.fail_after(limit_s):
         async with trio.open_nursery() as nursery:
-            cell = Cell(folder, nursery, lease_s, max_promises)
+            cell = Cell(folder, nursery, lease_s, max_promises, membership)
             await nursery.start(cell.run)
             yield cell
             if clean:

@@ -16,7 +16,7 @@ from promisefs_protocol.ids import MAX_FILE_BYTES
 from promisefs_protocol.messages import FetchData, StoreData, StoreStatus, Sync
 from promisefs_server.datafiles import DataFile
 from promisefs_server.vnodes import key_of
-from server_cell import Cell, in_background, running_cell
+from server_cell import Cell, in_background, running_cell, settled
 
 MIB = 1 << 20
 
@@ -286,12 +286,14 @@ async def test_garbage_is_cut_before_a_store_beyond_the_end_is_committed(
     path = cell.server.store.files.path(key_of(f.fid))
     path.write_bytes(b"goodGARBAGE")
     held = HeldWrites(monkeypatch)
-    async with in_background(a.store(f.fid, b"end", 100)):
+    async with in_background(a.store(f.fid, b"end", 100)) as store:
         await held.wait_begun()
         assert cell.server.store.vnodes.get(f.fid).size == 103
         assert path.read_bytes() == b"good"
         held.go_on.set()
-    with trio.fail_after(5):
+        with trio.fail_after(5):
+            while not store.done:
+                await settled()
         assert (await a.fetch(f.fid))[:100] == b"good" + bytes(96)
 
 

@@ -99,7 +99,7 @@ async def test_a_store_opens_on_a_full_disk(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_a_disk_too_full_to_open_the_store_is_not_called_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(store: Store, now_ns: int) -> None:
+    def fails(*arguments: object) -> None:
         raise full_error()
 
     monkeypatch.setattr(Store, "_start", fails)
