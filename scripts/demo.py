@@ -230,13 +230,13 @@ def run(directory: Path, seconds: float, interval_ms: float, keep: bool) -> int:
             if not kept:
                 complaints += cell.down()
     console.print(summary(race.sights()))
-    complaints += verdict(race)
-    for complaint in complaints:
+    wrong = verdict(race)
+    for complaint in complaints + wrong:
         console.print(f"[red]demo: {complaint}[/red]")
     if kept:
         explain(cell, program)
-    console.print("the reader did not follow the writer" if complaints else "the reader followed the writer")
-    return 1 if complaints else 0
+    console.print("the reader did not follow the writer" if wrong else "the reader followed the writer")
+    return 1 if complaints or wrong else 0
 
 
 def explain(cell: Cell, program: Path) -> None:

@@ -40,7 +40,7 @@ def cli() -> None:
     "  promisefs mount -o cache=1G,timeout=20 files:7654/root /mnt"
 )
 @click.argument("source", metavar="HOST[:PORT][/VOLUME]")
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=click.Path(readable=False))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; log to the terminal.")
 @click.option(
     "-o",

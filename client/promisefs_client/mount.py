@@ -12,7 +12,8 @@ import stat
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pyfuse3
 import trio
@@ -48,6 +49,7 @@ def check_mountpoint(path: str) -> str:
             raise UserError(f"{path} is not a directory", ExitCode.MOUNTPOINT)
         if os.listdir(path):
             raise UserError(f"{path} is not empty: mount on an empty directory", ExitCode.MOUNTPOINT)
+        return os.path.realpath(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: create it first (mkdir {path})", ExitCode.MOUNTPOINT) from None
     except OSError as error:
@@ -55,7 +57,6 @@ def check_mountpoint(path: str) -> str:
             message = f"{path} is a mount whose process died: run 'fusermount3 -u {path}' first"
             raise UserError(message, ExitCode.MOUNTPOINT) from None
         raise UserError(f"{path}: {error.strerror}", ExitCode.MOUNTPOINT) from None
-    return os.path.realpath(path)
 
 
 def check_fuse() -> None:
@@ -75,6 +76,24 @@ def check_fuse() -> None:
         subprocess.run(["fusermount3", "--version"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         raise UserError("fusermount3 is missing: install the package fuse3", ExitCode.FUSE) from None
+
+
+@contextmanager
+def _said_on_stderr() -> Iterator[int]:
+    """Have what libfuse and fusermount3 say on stderr written to the file that is given."""
+    said, stderr = os.memfd_create("stderr"), os.dup(2)
+    os.dup2(said, 2)
+    try:
+        yield said
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(said)
+
+
+def _lines(descriptor: int) -> list[str]:
+    text = os.pread(descriptor, 2000, 0).decode(errors="replace")
+    return [line.removeprefix("fusermount3: ") for line in text.splitlines() if line.strip()]
 
 
 class Mount:
@@ -112,6 +131,8 @@ class Mount:
                 await self._serve(nursery, on_ready)
             except UserError as error:
                 failure = error  # raised outside the nursery, which would wrap it
+            # Also when nothing could be mounted: the server would keep others waiting for our lease.
+            await self._session.say_goodbye()
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
@@ -122,9 +143,9 @@ class Mount:
             await nursery.start(self._session.run)
             nursery.start_soon(self._session.watch_lease)
         except OSError as error:
-            reason = error.strerror or str(error)
             raise UserError(
-                f"no promisefs server at {address}: {reason}. Start one with 'promisefsd serve DIR'", ExitCode.SERVER
+                f"no promisefs server at {address}: {error.strerror or error}. Start one with 'promisefsd serve DIR'",
+                ExitCode.SERVER,
             ) from None
         except (Refused, Aborted) as error:
             raise UserError(str(error), ExitCode.SERVER) from None
@@ -157,13 +178,14 @@ class Mount:
         assert cell is not None and files is not None
         operations = Operations(cell, files, Namespace(cell), Xattrs(cell, self._status), self._initialised.set)
         options = {"default_permissions", f"fsname={self._source}", f"subtype={FSTYPE}", *self._options.fuse}
-        try:
-            pyfuse3.init(operations, self._mountpoint, options)
-        except RuntimeError:
-            raise UserError(
-                f"the kernel refused to mount on {self._mountpoint}: see the message of fusermount3 above",
-                ExitCode.FUSE,
-            ) from None
+        with _said_on_stderr() as said:
+            try:
+                pyfuse3.init(operations, self._mountpoint, options)
+            except RuntimeError as error:
+                reason = "; ".join(_lines(said)) or str(error)
+                raise UserError(f"cannot mount on {self._mountpoint}: {reason}", ExitCode.FUSE) from None
+            for line in _lines(said):
+                log.warning("%s", line)
         try:
             descriptor = fuse_descriptor()
             self._callbacks.cell = cell
@@ -176,7 +198,6 @@ class Mount:
         finally:
             self._notifier.stop()
             pyfuse3.close(unmount=True)
-        await self._session.say_goodbye()
 
     async def _announce(self, fuse_fd: int, on_ready: Callable[[], None]) -> None:
         await self._initialised.wait()

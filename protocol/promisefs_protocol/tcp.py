@@ -75,4 +75,9 @@ class TcpStream(trio.abc.Stream):
 
 async def connect(address: Address) -> TcpStream:
     """Connect to the first of the host's addresses that answers (happy eyeballs). Raise OSError."""
-    return TcpStream(await trio.open_tcp_stream(address.host, address.port))
+    try:
+        return TcpStream(await trio.open_tcp_stream(address.host, address.port))
+    except OSError as failed:
+        # "All attempts failed" does not say why: the first attempt's error does.
+        causes = failed.__cause__
+        raise (causes.exceptions[0] if isinstance(causes, ExceptionGroup) else failed) from None

@@ -25,6 +25,8 @@ DONE, FAILED, USAGE = 0, 1, 2
 MOUNTPOINT, SERVER, FUSE, BUSY = 3, 4, 5, 6
 STORE, ADDRESS = 3, 4
 """Exit codes as the help of both commands lists them."""
+LEASE_S = 15.0
+"""What promisefsd grants unless told otherwise."""
 
 
 class Outcome(NamedTuple):
@@ -94,6 +96,12 @@ def test_mountpoint_that_is_not_there(cell: View, tmp_path: Path) -> None:
     refused.is_refusal(MOUNTPOINT, "missing", "mkdir")
 
 
+def test_mountpoint_that_is_a_removed_working_directory(cell: View, tmp_path: Path) -> None:
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    command = [COMMANDS / "promisefs", "mount", cell.running.address, "."]
+    call("sh", "-c", f'cd "{tmp_path}" && {script}', "sh", *command).is_refusal(MOUNTPOINT, "does not exist")
+
+
 def test_mountpoint_that_is_not_empty(cell: View, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     call("promisefs", "mount", cell.running.address, tmp_path).is_refusal(MOUNTPOINT, str(tmp_path), "not empty")
@@ -121,7 +129,7 @@ def free_port() -> int:
 def test_no_server_there(mountpoint: Path, foreground: bool) -> None:
     address = f"127.0.0.1:{free_port()}"
     refused = call("promisefs", "mount", *(["-f"] if foreground else []), address, mountpoint)
-    refused.is_refusal(SERVER, address, "promisefsd serve")
+    refused.is_refusal(SERVER, address, "connection refused", "promisefsd serve")
 
 
 def test_unknown_host(mountpoint: Path) -> None:
@@ -203,6 +211,31 @@ def test_no_dev_fuse(cell: View, mountpoint: Path) -> None:
     script = 'mount -t tmpfs none /dev && exec "$@"'
     command = [COMMANDS / "promisefs", "mount", cell.running.address, mountpoint]
     call(*unshare, "sh", "-c", script, "sh", *command).is_refusal(FUSE, "/dev/fuse", "modprobe fuse")
+
+
+def test_a_mount_that_is_refused_says_why_and_holds_nobody_up(make_cell: MakeCell) -> None:
+    cell = make_cell(mounts=1)
+    place = cell.directory / "refused"
+    place.mkdir()
+    if os.getuid() == 0:
+        unable = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+        refused = call(*unable, COMMANDS / "promisefs", "mount", cell.address, place)
+        refused.is_refusal(FUSE, str(place), "not permitted")
+    elif "\nuser_allow_other" in Path("/etc/fuse.conf").read_text():
+        pytest.skip("nothing is known here that would be refused")
+    else:
+        refused = call("promisefs", "mount", "-o", "allow_other", cell.address, place)
+        refused.is_refusal(FUSE, str(place), "user_allow_other")
+    began = time.monotonic()
+    (cell.mountpoint("m1") / "d").mkdir()
+    assert time.monotonic() - began < LEASE_S / 2, "the mount that was refused has left its lease behind"
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read every directory")
+def test_mountpoint_that_may_not_be_read(cell: View, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    refused = call("promisefs", "mount", cell.running.address, tmp_path / "closed")
+    refused.is_refusal(MOUNTPOINT, "closed", "permission denied")
 
 
 # promisefs mount, umount and status that work
