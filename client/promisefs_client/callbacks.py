@@ -123,8 +123,13 @@ class CallbackService:
             await cell.drop(rest)
 
     async def _bounded(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Wait for kernel work, but not longer than the server should wait for us."""
+        """Wait for kernel work, but not longer than the server should wait for us.
+
+        Half a lease at most: what comes after a whole one is no acknowledgement any more, and a HELLO that waits for
+        InitCallBackState3 would never be answered.
+        """
         assert self.cell is not None
+        lease_s = self.cell.sessions[self.server].lease_s  # 0: of a server that we have nothing of yet
         done = trio.Event()
 
         async def run() -> None:
@@ -134,7 +139,7 @@ class CallbackService:
                 done.set()
 
         self.cell.start(run)
-        with trio.move_on_after(self.ack_wait_s):
+        with trio.move_on_after(min(self.ack_wait_s, lease_s / 2) if lease_s else self.ack_wait_s):
             await done.wait()
         if not done.is_set():
             self.early_acks += 1

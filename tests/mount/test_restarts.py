@@ -257,6 +257,29 @@ def test_timeout_bounds_the_wait_and_keeps_what_is_dirty(make_cell: MakeCell) ->
         assert (a / "d3/cached").read_bytes() == b"cached"
 
 
+def test_a_read_in_flight_does_not_keep_a_mount_from_reconnecting(make_cell: MakeCell) -> None:
+    """The server waits for InitCallBackState3, that for the kernel, and the kernel for a READ, which needs the server.
+
+    An acknowledgement as late as `ack_wait` allows here would come after the lease, and that is none.
+    """
+    lease = ("--lease", "1")
+    cell = make_cell(server_options=lease, mount_options="ack_wait=3")
+    a, b = (cell.mountpoint(name) for name in ("m1", "m2"))
+    content = os.urandom(400 * PAGE)
+    (a / "f").write_bytes(content)
+    with Outsider() as reader:
+        reader.do(f"(fd := os.open({str(b / 'f')!r}, os.O_RDONLY))")
+        # Through a mapping: a read would ask for the file's size first.
+        reader.do(f"(mapping := mmap.mmap(fd, {len(content)}, prot=mmap.PROT_READ)) and None")
+        cell.stop_server(kill=True)
+        time.sleep(1.2)  # the lease has ended
+        reader.tell(f"mapping[{300 * PAGE}:{301 * PAGE}]")
+        time.sleep(0.3)
+        assert not reader.has_answered()
+        cell.start_server(*lease)
+        assert reader.answer(8) == content[300 * PAGE : 301 * PAGE]
+
+
 # A file without a name, and restarts
 
 
