@@ -76,19 +76,22 @@ def _handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corou
 
 
 class _OpenFile:
-    __slots__ = ("_appends", "readahead", "vnode")
+    __slots__ = ("_appends", "_may_be_mapped", "readahead", "vnode")
 
     def __init__(self, vnode: Vnode, flags: int) -> None:
         self.vnode = vnode
         self._appends = bool(flags & os.O_APPEND)
+        self._may_be_mapped = flags & os.O_ACCMODE == os.O_RDWR
         self.readahead = Readahead()
 
     def appends(self, offset: int) -> bool:
         """Whether a WRITE at `offset` comes from write(2) with O_APPEND.
 
         The kernel writes mapped pages back through the same handle; those begin at a page, below the size it knows.
+        What it knows is no more than a guess: it ignores sizes that an invalidation overtook.
         """
-        return self._appends and (offset % mmap.PAGESIZE != 0 or offset >= self.vnode.told_size)
+        begins_as_pages_do = offset % mmap.PAGESIZE == 0 and offset < self.vnode.told_size
+        return self._appends and not (self._may_be_mapped and begins_as_pages_do)
 
 
 class _OpenDirectory:

@@ -458,6 +458,25 @@ def test_trap_13_the_servers_size_counts(cell: View) -> None:
             assert os.stat(cell.b / "f").st_size == max(size, 1)
 
 
+def test_appending_where_the_kernel_ignored_the_size_it_was_told(cell: View) -> None:
+    """It ignores sizes that an invalidation overtook, and then appends where it last believed the end to be: at 0."""
+    path = cell.b / "f"
+
+    def look() -> None:
+        os.listdir(cell.b)
+        with suppress(FileNotFoundError):
+            os.stat(path)
+
+    with hammering(look, look):
+        for i in range(150):
+            with opened(cell.a / path.name, os.O_WRONLY | os.O_CREAT) as fd:
+                os.write(fd, b"begin")
+            with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+                os.write(fd, b"appended")
+            assert (cell.a / path.name).read_bytes() == b"beginappended", f"round {i}"
+            os.unlink(path)
+
+
 def test_a_mapping_and_an_appender_in_one_process(cell: View) -> None:
     """The kernel writes mapped pages back through any handle that can write, one with O_APPEND too."""
     (cell.a / "f").write_bytes(bytes(3 * PAGE))
