@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Make .venv ready: system packages, virtual environment, the project itself (editable, with extras client and dev).
 #
-#   scripts/setup.sh [--tests]     --tests also asks for the tools that only the test suite uses
+#   scripts/setup.sh [--tests] [--plot]     --tests also asks for the tools that only the test suite uses,
+#                                           --plot for the extra "plot" (matplotlib)
 #
 # Silent and quick if nothing changed. Any number of runs may go on at once: one works, the others wait.
 # PYTHON=... chooses the interpreter; otherwise the first complete one (>= 3.11, with headers and ensurepip) is taken.
@@ -18,7 +19,13 @@ stamp_file=$venv/.setup-stamp
 log=$root/build/setup.log
 
 tools=()
-if [[ ${1:-} == --tests ]]; then tools=(git make rsync sqlite3); fi
+extras=client,dev
+for option in "$@"; do
+    case $option in
+        --tests) tools=(git make rsync sqlite3) ;;
+        --plot) extras=client,dev,plot ;;
+    esac
+done
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -27,7 +34,8 @@ have() { command -v "$1" >/dev/null 2>&1; }
 wanted_stamp() { printf '%s %s\n' "$(cat "$root/pyproject.toml" "$root/scripts/setup.sh" | sha256sum | cut -d' ' -f1)" "$root"; }
 
 venv_is_current() {
-    [[ -x $venv/bin/python && -f $stamp_file && $(<"$stamp_file") == "$(wanted_stamp)" ]]
+    [[ -x $venv/bin/python && -f $stamp_file && $(<"$stamp_file") == "$(wanted_stamp)" ]] &&
+        { [[ $extras != *plot* ]] || "$venv/bin/python" -c 'import matplotlib' 2>/dev/null; }
 }
 
 # Names of the Debian packages for what is missing besides Python.
@@ -137,7 +145,7 @@ build_venv() {
         "$python" -m venv --clear "$venv" >>"$log" 2>&1 || install_failed "the virtual environment could not be made"
     fi
     say "installing promisefs and what it needs into .venv (a minute or so)"
-    (cd "$root" && "$venv/bin/python" -m pip install --disable-pip-version-check -e '.[client,dev]') \
+    (cd "$root" && "$venv/bin/python" -m pip install --disable-pip-version-check -e ".[$extras]") \
         >>"$log" 2>&1 </dev/null || install_failed "pip could not install the project"
     wanted_stamp >"$stamp_file.new"
     mv "$stamp_file.new" "$stamp_file"

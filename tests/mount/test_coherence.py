@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from torture import Tally, run_torture
 
 if TYPE_CHECKING:
     from conftest import MakeCell, View
@@ -362,18 +361,6 @@ def test_an_entry_of_a_directory_that_another_mount_replaced(cell: View) -> None
                 os.stat("f", dir_fd=inside)
             assert caught.value.errno in (errno.ENOENT, errno.ESTALE)
         assert sorted(os.listdir(reader)) == ["d"]
-
-
-# All at once
-
-
-def test_torture(cell: View, tmp_path: Path) -> None:
-    total: Tally = run_torture(list(cell.both), tmp_path, seconds=8.0)
-    assert total.failures == []
-    for check in ("read", "stat", "listing", "mapping", "held", "absent", "other mount"):
-        assert total.judged.get(check, 0) >= 100, f"too little was judged: {total.judged}"
-    for deed in ("create", "fsync", "close", "unlink", "rename", "orphan"):
-        assert total.done.get(deed, 0) >= 10, f"too little was done: {total.done}"
 
 
 # Without a name

@@ -195,3 +195,18 @@ def test_bench_quick_as_json(scripts: Scripts) -> None:
     for name in ("stat-warm", "seq-read-cold"):
         assert results["rates"][name]["promisefs"] > 0 and results["rates"][name]["local"] > 0
     assert scripts.leftovers() == []
+
+
+def test_torture_as_json(scripts: Scripts) -> None:
+    status, output = scripts.run("torture", "--mounts", "3", "--minutes", "1", "--checks", "500", "--json")
+    assert status == 0, output
+    results = json.loads(output[output.index("{") :])
+    assert (results["mounts"], results["stale"], results["failures"]) == (3, 0, [])
+    assert results["judged"] >= 500 and results["seconds"] < 60
+    assert results["seen"]["read"]["count"] > 0 and results["deeds"]["rename"]["median_ms"] > 0
+    assert scripts.leftovers() == []
+
+
+def test_torture_refuses_a_picture_it_cannot_draw(scripts: Scripts) -> None:
+    status, output = scripts.run("torture", "--minutes", "1", "--plot", scripts.directory / "missing" / "p.png")
+    assert status == 1 and "Traceback" not in output and len(output.splitlines()) == 1, output

@@ -1,0 +1,1 @@
+"""What `scripts/torture` and its test are made of: the board, the workers, the run, the report."""
