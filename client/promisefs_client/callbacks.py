@@ -41,6 +41,8 @@ class CallbackService:
         self.breaks = 0
         self.resets = 0
         self.early_acks = 0
+        self.overdue = 0
+        """Of the early acknowledgements: those whose kernel work has not ended yet."""
 
     async def serve(self, request: Any, bulk: bytes | None) -> Reply:
         match request:
@@ -131,16 +133,20 @@ class CallbackService:
         assert self.cell is not None
         lease_s = self.cell.sessions[self.server].lease_s  # 0: of a server that we have nothing of yet
         done = trio.Event()
+        early = False
 
         async def run() -> None:
             try:
                 await work()
             finally:
                 done.set()
+                self.overdue -= early
 
         self.cell.start(run)
         with trio.move_on_after(min(self.ack_wait_s, lease_s / 2) if lease_s else self.ack_wait_s):
             await done.wait()
         if not done.is_set():
+            early = True
             self.early_acks += 1
+            self.overdue += 1
             log.warning("acknowledged before the kernel dropped everything: a READ or a writeback is in flight")

@@ -13,15 +13,17 @@ from typing import Any
 import click
 import trio
 from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table
 
 from .errors import ExitCode, UserError
-from .mounts import fetch_status, find_mount, list_mounts
-from .mounts import unmount as unmount_entry
+from .mounts import MountEntry, find_mount, list_mounts
 from .options import parse_options, parse_source
+from .status_view import fetch_status, mount_table, overview, place_of
+from .unmounting import unmount as unmount_entry
 
 READY = b"ready\n"
+
+_UNTOUCHED = click.STRING
+"""A path of a mount: click.Path would stat it, and that may hang."""
 
 _EXIT_CODES = (
     """Exit codes: 0 done; 1 failed; 2 wrong usage; 3 mountpoint; 4 server; 5 FUSE; 6 busy or data not stored."""
@@ -158,61 +160,51 @@ def _set_up_log(log_file: str | None, verbose: bool, to_terminal: bool) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], format=form)
 
 
-@cli.command(epilog="\b\nExample:\n  promisefs umount /mnt/home")
-@click.argument("mountpoint", type=click.Path())
+@cli.command(epilog="\b\nExamples:\n  promisefs umount /mnt/home\n  promisefs umount --wait 5 --force /mnt/home")
+@click.argument("mountpoint", type=_UNTOUCHED)
 @click.option("--force", is_flag=True, help="Even if it is in use, or holds data the server has not got.")
-def umount(mountpoint: str, force: bool) -> None:
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0, max=1e6),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for data to be stored.",
+)
+def umount(mountpoint: str, force: bool, wait_s: float) -> None:
     """Store what is not stored yet, unmount, and wait until the mount's process has ended."""
-    unmount_entry(find_mount(mountpoint), force)
+    unmount_entry(find_mount(mountpoint), force, wait_s)
 
 
 @cli.command(epilog="\b\nExamples:\n  promisefs status\n  promisefs status /mnt/home --json")
-@click.argument("mountpoint", type=click.Path(), required=False)
+@click.argument("mountpoint", type=_UNTOUCHED, required=False)
 @click.option("--json", "as_json", is_flag=True, help="For programs: one object, or a list of them without MOUNTPOINT.")
 def status(mountpoint: str | None, as_json: bool) -> None:
-    """Show one mount, or all of them."""
+    """Show one mount, or all of them. Answers at once, also when a server is away."""
     if mountpoint is not None:
         state = fetch_status(find_mount(mountpoint))
         if as_json:
             click.echo(json.dumps(state))
         else:
-            Console().print(_state_table(state))
+            Console().print(mount_table(state))
         return
-    states = [fetch_status(entry) for entry in list_mounts()]
+    states = [_status_or_error(entry) for entry in list_mounts()]
     if as_json:
         click.echo(json.dumps(states))
     elif not states:
         click.echo("nothing is mounted")
     else:
-        Console().print(_overview(states))
+        Console().print(overview(states))
+    if any("error" in state for state in states):
+        sys.exit(ExitCode.FAILURE)
 
 
-def _state_table(state: dict[str, Any]) -> Table:
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold")
-    table.add_column()
-    for key, value in state.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name} {count}" for name, count in value.items()) or "none"
-        table.add_row(key.replace("_", " "), str(value))
-    return table
-
-
-def _overview(states: list[dict[str, Any]]) -> Table:
-    table = Table(box=None)
-    for title in ("mountpoint", "source", "server", "open", "dirty", "cached", "promises"):
-        table.add_column(title, overflow="fold")
-    for state in states:
-        table.add_row(
-            state["mountpoint"],
-            state["source"],
-            "connected" if state["connected"] else "AWAY",
-            str(state["open_files"]),
-            decimal(state["dirty_bytes"]),
-            decimal(state["cache_bytes"]),
-            str(state["promises"]),
-        )
-    return table
+def _status_or_error(entry: MountEntry) -> dict[str, Any]:
+    try:
+        return fetch_status(entry)
+    except UserError as error:
+        return {**place_of(entry), "error": str(error)}
 
 
 def main() -> None:

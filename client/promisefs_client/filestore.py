@@ -65,6 +65,8 @@ class FileStore:
         self._cache = cache
         self._states: dict[Vnode, _FileState] = {}
         self.store_failures = 0
+        self.files_lost = 0
+        """Files that were gone at the server while bytes of theirs were not stored."""
 
     def _state(self, vnode: Vnode) -> _FileState:
         state = self._states.get(vnode)
@@ -285,6 +287,7 @@ class FileStore:
         log.error("%s was removed while %d bytes of it were not stored", vnode.fid, contents.dirty_bytes)
         contents.discard_dirty(0, None)
         vnode.lost = True
+        self.files_lost += 1
         self._cell.table.vnode_is_gone(vnode)
 
     def _settle(self, state: _FileState) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyfuse3
 import trio
@@ -23,16 +23,20 @@ from promisefs_protocol.messages import FetchStatus, GetEntryByName
 from .callbacks import CallbackService
 from .cell import Cell
 from .contents import PageCache
+from .control import ControlServer
 from .errors import ExitCode, UserError
 from .filestore import FileStore
-from .fuse_ops import UPCALLS, Operations
+from .fuse_ops import Operations
 from .kernel import KernelCaches
 from .main_loop import fuse_descriptor, serve_kernel
+from .mounts import device_of
 from .namespace import Namespace
 from .notifications import FuseNotifier
 from .options import MountOptions, Source
 from .servers import Server, Volume
 from .session import Refused, ServerSession, ServerUnavailable
+from .status import mount_report
+from .unmounting import is_unmounted, unmount_own
 from .vnode_table import KernelWork, VnodeTable
 from .xattrs import Xattrs
 
@@ -176,7 +180,7 @@ class Mount:
     async def _serve(self, nursery: trio.Nursery, on_ready: Callable[[], None]) -> None:
         cell, files = self._cell, self._files
         assert cell is not None and files is not None
-        operations = Operations(cell, files, Namespace(cell), Xattrs(cell, self._status), self._initialised.set)
+        operations = Operations(cell, files, Namespace(cell), Xattrs(cell), self._initialised.set)
         options = {"default_permissions", f"fsname={self._source}", f"subtype={FSTYPE}", *self._options.fuse}
         with _said_on_stderr() as said:
             try:
@@ -188,16 +192,30 @@ class Mount:
                 log.warning("%s", line)
         try:
             descriptor = fuse_descriptor()
+            device = device_of(descriptor, self._mountpoint)
+            control = ControlServer(device)
+        except BaseException:
+            pyfuse3.close(unmount=True)
+            raise
+        control.commands["status"] = self._report
+        try:
             self._callbacks.cell = cell
+            nursery.start_soon(control.serve)
             nursery.start_soon(self._on_signals)
             nursery.start_soon(self._announce, descriptor, on_ready)
             nursery.start_soon(cell.renew_promises, self._session.server)
             nursery.start_soon(files.store_in_time)
-            await serve_kernel(descriptor)
+            try:
+                await serve_kernel(descriptor)
+            finally:
+                control.remove()
             await self._store_everything()
         finally:
             self._notifier.stop()
-            pyfuse3.close(unmount=True)
+            mounted = not is_unmounted(descriptor)
+            pyfuse3.close(unmount=False)  # first, so that the kernel asks nobody for anything
+            if mounted:
+                unmount_own(device)
 
     async def _announce(self, fuse_fd: int, on_ready: Callable[[], None]) -> None:
         await self._initialised.wait()
@@ -237,33 +255,9 @@ class Mount:
                 ExitCode.BUSY,
             )
 
-    # Status
+    # Asked at the terminal
 
-    def _status(self) -> bytes:
+    async def _report(self, args: dict[str, Any]) -> dict[str, Any]:
         assert self._cell is not None and self._files is not None
-        table, session, callbacks = self._cell.table, self._session, self._callbacks
-        now = self._cell.now()
-        state = {
-            "mountpoint": self._mountpoint,
-            "source": str(self._source),
-            "pid": os.getpid(),
-            "mounted_s": round(time.time() - self._started_at, 1),
-            "connected": session.connected,
-            "connects": session.connects,
-            "lease_left_s": round(max(0.0, session.server.lease_until - now), 1),
-            "vnodes": len(table),
-            "promises": sum(table.valid(vnode, now) for vnode in table),
-            "open_files": sum(vnode.opens for vnode in table if not vnode.status.is_dir),
-            "cache_bytes": self._pages.clean_bytes,
-            "cache_limit_bytes": self._pages.limit_bytes,
-            "dirty_bytes": self._pages.dirty_bytes,
-            "dirty_files": self._files.dirty_files,
-            "store_failures": self._files.store_failures,
-            "breaks": callbacks.breaks,
-            "resets": callbacks.resets,
-            "early_acks": callbacks.early_acks,
-            "kernel_epochs": self._cell.kernel.has_epochs,
-            "upcalls": dict(sorted(UPCALLS.counts.items())),
-            "rpcs": dict(sorted(session.call_counts.items())),
-        }
-        return json.dumps(state).encode()
+        mounted_s = time.time() - self._started_at
+        return mount_report(self._cell, self._files, self._pages, [self._callbacks], mounted_s, self._cell.now())

@@ -1,119 +1,81 @@
-"""Mounts of this machine, as other processes see them: finding them, asking them, ending them."""
+"""Mounts of this machine as the kernel lists them. Nothing here touches a mount: it may hang."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import threading
-import time
-from typing import Any, NamedTuple
+import re
+from typing import NamedTuple
 
 from .errors import ExitCode, UserError
-from .xattrs import STATUS
 
 FUSE_TYPE = "fuse.promisefs"
-STATUS_WAIT_S = 5.0
-STORE_WAIT_S = 30.0
-EXIT_WAIT_S = 60.0
 
 
 class MountEntry(NamedTuple):
+    """One line of mountinfo. Several may have one device: bind mounts, and copies in other namespaces."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    """major:minor, by which a mount is known wherever it is moved; used again once the mount has ended."""
     mountpoint: str
+    kind: str
     source: str
+    owner: int
+    """uid of who mounted it; means something for FUSE only."""
 
 
-def list_mounts() -> list[MountEntry]:
-    """Every promisefs mount in this mount namespace (proc_pid_mountinfo(5))."""
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+def _read_mountinfo(pid: int | str) -> list[MountEntry]:
+    """proc_pid_mountinfo(5)"""
+    entries = []
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
-            fields, _, rest = line.partition(" - ")
-            kind, source, _ = rest.split(" ", 2)
-            if kind == FUSE_TYPE:
-                found.append(MountEntry(_unescape(fields.split(" ")[4]), _unescape(source)))
-    return found
+            mount, _, filesystem = line.rstrip("\n").partition(" - ")
+            mount_id, parent_id, device, _, mountpoint = mount.split(" ")[:5]
+            kind, source, options = filesystem.split(" ", 2)
+            owner = re.search(r"(?:^|,)user_id=(\d+)", options)
+            uid = int(owner[1]) if owner else 0
+            entries.append(
+                MountEntry(int(mount_id), int(parent_id), device, _unescape(mountpoint), kind, _unescape(source), uid)
+            )
+    return entries
 
 
 def _unescape(text: str) -> str:
-    for code in ("040", "011", "012", "134"):
-        text = text.replace("\\" + code, chr(int(code, 8)))
-    return text
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text)
+
+
+def list_mounts(pid: int | str = "self") -> list[MountEntry]:
+    """Every promisefs mount in the mount namespace of a process. Raise OSError if it may not be looked at."""
+    return [entry for entry in _read_mountinfo(pid) if entry.kind == FUSE_TYPE]
+
+
+def uppermost_at(mountpoint: str) -> MountEntry | None:
+    """What is mounted at exactly this path, with nothing over it there."""
+    entries = [entry for entry in _read_mountinfo("self") if entry.mountpoint == mountpoint]
+    covered = {entry.parent_id for entry in entries}
+    return next((entry for entry in entries if entry.mount_id not in covered), None)
 
 
 def find_mount(path: str) -> MountEntry:
-    """The mount at exactly this path, without touching it: it may hang. Raise UserError."""
+    """The promisefs mount at exactly this path, uppermost there. Raise UserError."""
     parent, name = os.path.split(os.path.abspath(path))
-    wanted = os.path.join(os.path.realpath(parent), name)
-    for entry in list_mounts():
-        if entry.mountpoint in (wanted, os.path.abspath(path)):
+    for wanted in (os.path.join(os.path.realpath(parent), name), os.path.abspath(path)):
+        entry = uppermost_at(wanted)
+        if entry is not None and entry.kind == FUSE_TYPE:
             return entry
     raise UserError(f"{path} is not a promisefs mount; 'promisefs status' lists them", ExitCode.MOUNTPOINT)
 
 
-def fetch_status(entry: MountEntry) -> dict[str, Any]:
-    """Ask the process behind a mount. Raise UserError if it does not answer."""
-    answer: list[bytes | OSError] = []
+def device_of(fuse_fd: int, mountpoint: str) -> str:
+    """The device of the mount that this descriptor of /dev/fuse serves, just mounted at `mountpoint`.
 
-    def ask() -> None:
-        try:
-            answer.append(os.getxattr(entry.mountpoint, STATUS))
-        except OSError as error:
-            answer.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(STATUS_WAIT_S)
-    if not answer:
-        raise UserError(f"{entry.mountpoint} does not answer: it waits for its server, hangs or is stopped")
-    if isinstance(answer[0], OSError):
-        raise UserError(f"{entry.mountpoint}: {answer[0].strerror}: is its process dead? 'fusermount3 -u' removes it")
-    status: dict[str, Any] = json.loads(answer[0])
-    return status
-
-
-def unmount(entry: MountEntry, force: bool) -> None:
-    """Wait until nothing is dirty, unmount, wait until the process has ended. Raise UserError.
-
-    `force`: unmount even with data that cannot be stored, or while in use (lazily).
+    Kernels before 6.16 do not tell it; then it is what is uppermost there. Raise UserError if nothing is.
     """
-    pid: int | None = None
-    try:
-        pid = _wait_until_stored(entry, force)
-    except UserError:
-        if not force:
-            raise
-    command = ["fusermount3", "-u", *(["-z"] if force else []), entry.mountpoint]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = done.stderr.strip().removeprefix("fusermount3: ")
-        raise UserError(f"{reason}: close what uses it, or --force", ExitCode.BUSY)
-    deadline = time.monotonic() + EXIT_WAIT_S
-    while pid is not None and _runs(pid):
-        if time.monotonic() > deadline:
-            raise UserError(f"unmounted, but process {pid} has not ended yet", ExitCode.BUSY)
-        time.sleep(0.02)
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process is there and no zombie, which whoever should reap it may leave for long (proc_pid_stat(5))."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
-            return stat.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def _wait_until_stored(entry: MountEntry, force: bool) -> int:
-    deadline = time.monotonic() + STORE_WAIT_S
-    while True:
-        status = fetch_status(entry)
-        if not status["dirty_bytes"] or force:
-            return int(status["pid"])
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{entry.mountpoint} holds {status['dirty_bytes']} bytes that are not stored: "
-                "is the server reachable? --force gives them up",
-                ExitCode.BUSY,
-            )
-        time.sleep(0.2)
+    with open(f"/proc/self/fdinfo/{fuse_fd}", encoding="ascii") as lines:
+        for line in lines:
+            key, _, value = line.partition(":")
+            if key == "fuse_connection":
+                number = int(value)  # as the kernel has it inside: MAJOR() and MINOR() of linux/kdev_t.h
+                return f"{number >> 20}:{number & 0xFFFFF}"
+    return find_mount(mountpoint).device

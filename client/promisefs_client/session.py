@@ -94,7 +94,14 @@ class ServerSession:
         self.timeout_s = timeout_s
         self.lease_s = 0.0
         self.connects = 0
+        self.leases_lost = 0
+        self.timeouts = 0
+        """Calls that were not answered in time."""
         self.call_counts: dict[str, int] = {}
+        self.lost_at: float | None = None
+        """When the connection was lost; None while there is one."""
+        self._waiting: dict[int, float] = {}  # call -> when it began, oldest first
+        self._next_call = 0
         self._client = client
         self._description = description
         self._on_callback = on_callback
@@ -113,6 +120,14 @@ class ServerSession:
     def connected(self) -> bool:
         return self._calls is not None
 
+    @property
+    def waiting(self) -> int:
+        """Calls whose callers wait for this server."""
+        return len(self._waiting)
+
+    def longest_wait_s(self, now: float) -> float:
+        return now - next(iter(self._waiting.values()), now)
+
     # Calls
 
     async def call(
@@ -124,13 +139,19 @@ class ServerSession:
         """
         method = METHOD_OF_REQUEST[type(request)]
         self.call_counts[method.name] = self.call_counts.get(method.name, 0) + 1
-        deadline = trio.current_time() + (self.timeout_s if timeout_s is None else timeout_s)
-        with trio.move_on_at(deadline):
-            async with self._slots:
-                if not method.names_once:
-                    return await self._call_repeatedly(method, request, bulk)
-                with self._operation() as operation:
-                    return await self._call_repeatedly(method, request._replace(operation=operation), bulk)
+        self._next_call += 1
+        number = self._next_call
+        self._waiting[number] = self._now()
+        try:
+            with trio.move_on_after(self.timeout_s if timeout_s is None else timeout_s):
+                async with self._slots:
+                    if not method.names_once:
+                        return await self._call_repeatedly(method, request, bulk)
+                    with self._operation() as operation:
+                        return await self._call_repeatedly(method, request._replace(operation=operation), bulk)
+        finally:
+            del self._waiting[number]
+        self.timeouts += 1
         raise ServerUnavailable(f"{method.name}: no answer from {self.address}")
 
     async def _call_repeatedly(self, method: Method, request: Any, bulk: Piece | None) -> tuple[Any, bytes | None]:
@@ -196,6 +217,7 @@ class ServerSession:
                     calls, _ = await self._introduce(Role.CALLS, _serve_nothing, nursery)
                 self.connects += 1
                 self._calls = calls
+                self.lost_at = None
                 self._up.set()
                 log.info("connected to %s", self.address)
                 if task_status is not None:
@@ -253,6 +275,8 @@ class ServerSession:
                 nursery.start_soon(watch, calls)
 
     def _disconnected(self) -> None:
+        if self._calls is not None:
+            self.lost_at = self._now()
         self._calls = None
         if self._up.is_set():
             self._up = trio.Event()
@@ -273,6 +297,7 @@ class ServerSession:
                 await trio.sleep(min(left, LEASE_CHECK_S))
             log.warning("the lease from %s ran out: no cached data is used until it is back", self.address)
             self._lease_began = trio.Event()
+            self.leases_lost += 1
             await self._on_lease_lost()
 
     async def say_goodbye(self) -> None:

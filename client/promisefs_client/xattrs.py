@@ -1,4 +1,4 @@
-"""Extended attributes: `user.*` are the server's; `promisefs.status` on the root tells of this mount.
+"""Extended attributes: `user.*` are the server's.
 
 Everything else is answered here: the kernel asks for security.capability before every write.
 """
@@ -6,28 +6,23 @@ Everything else is answered here: the kernel asks for security.capability before
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from promisefs_protocol.ids import MAX_XATTR_VALUE_BYTES
 from promisefs_protocol.messages import GetXattr, ListXattrs, RemoveXattr, SetXattr, XattrFlags
 
 from .cell import Cell
 from .errors import FsError
-from .vnode import ROOT_INO, Vnode
+from .vnode import Vnode
 
-STATUS = b"promisefs.status"
-"""Readable on the mount's root, not listed: the mount's state as JSON."""
 _USER = b"user."
 
 
 class Xattrs:
-    def __init__(self, cell: Cell, status: Callable[[], bytes]) -> None:
+    def __init__(self, cell: Cell) -> None:
         self._cell = cell
-        self._status = status
 
     async def get(self, vnode: Vnode, name: bytes) -> bytes:
-        if name == STATUS and vnode.ino == ROOT_INO:
-            return self._status()
         if not name.startswith(_USER) or await self._has_none(vnode):
             raise FsError(errno.ENODATA)
         _, value = await self._cell.call(GetXattr(vnode.fid, name))

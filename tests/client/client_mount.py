@@ -143,7 +143,7 @@ class ClientMount:
         table.names_can_be_dropped = True
         self.files = FileStore(self.cell, self.pages, self.session.timeout_s)
         self.names = Namespace(self.cell)
-        self.operations = Operations(self.cell, self.files, self.names, Xattrs(self.cell, lambda: b""), lambda: None)
+        self.operations = Operations(self.cell, self.files, self.names, Xattrs(self.cell), lambda: None)
 
     def _references(self, ino: int) -> int:
         vnode = self.table.by_ino(ino)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from asking import status_of
 
 if TYPE_CHECKING:
     from conftest import MakeCell, View
@@ -451,13 +452,6 @@ def test_two_mounts_hold_a_file_without_a_name(make_cell: MakeCell) -> None:
 def status_by_command(mountpoint: Path) -> dict[str, int]:
     command: list[str | Path] = [Path(sys.executable).with_name("promisefs"), "status", "--json", mountpoint]
     state = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=30).stdout)
-    assert isinstance(state, dict)
-    return state
-
-
-def status_of(mountpoint: Path) -> dict[str, int]:
-    """The same, by what the command asks. A command started here closes inherited descriptors, and a close stores."""
-    state = json.loads(os.getxattr(mountpoint, "promisefs.status"))
     assert isinstance(state, dict)
     return state
 

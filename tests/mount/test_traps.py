@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import random
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from asking import status_of
 
 if TYPE_CHECKING:
     from conftest import View
@@ -71,8 +71,7 @@ def opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
 
 def early_acks(cell: View) -> int:
     """Breaks acknowledged before the kernel had dropped what it had, on all mounts."""
-    answers = [os.getxattr(mount.mountpoint, "promisefs.status") for mount in cell.running.mounts.values()]
-    return sum(json.loads(answer)["early_acks"] for answer in answers)
+    return sum(int(status_of(mount.mountpoint)["early_acks"]) for mount in cell.running.mounts.values())
 
 
 def store_at(path: Path, data: bytes, offset: int) -> None:
@@ -433,8 +432,7 @@ def test_trap_12_a_burst_of_writes_costs_the_kernel_its_pages_once(cell: View) -
     (cell.a / "f").write_bytes(bytes(size))
 
     def reads() -> int:
-        state = json.loads(os.getxattr(cell.running.mountpoint("m1"), "promisefs.status"))
-        return int(state["upcalls"].get("read", 0))
+        return int(status_of(cell.running.mountpoint("m1"))["upcalls"].get("read", 0))
 
     with opened(cell.a / "f") as fd:
         os.pread(fd, size, 0)
