@@ -43,7 +43,7 @@ def main() -> None:
 
 
 @main.command(epilog=_EPILOG)
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, readable=False))
 @click.option(
     "--listen",
     metavar="HOST:PORT",

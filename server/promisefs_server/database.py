@@ -27,6 +27,18 @@ CACHE_KIB = 16384
 BUSY_TIMEOUT_S = 5.0
 WAL_BYTES = 32 << 20
 """Beyond this the WAL is made to begin anew, and is cut to this then."""
+_NO_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
+"""Primary result codes that say nothing against what the file holds."""
 
 
 class Database:
@@ -53,7 +65,7 @@ class Database:
             self._connection.close()
             if is_full(error):
                 raise
-            raise StoreError(f"{path} is damaged or is no promisefs store: {error}") from None
+            raise StoreError(described(error, path)) from None
         except BaseException:
             self._connection.close()
             raise
@@ -138,6 +150,13 @@ class Database:
 def is_full(error: sqlite3.Error) -> bool:
     """Whether the disk's being full is why."""
     return getattr(error, "sqlite_errorcode", 0) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+def described(error: sqlite3.Error, path: Path) -> str:
+    """What to tell people about a failure of the database at `path`, the disk's being full apart."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_DAMAGE:
+        return f"cannot use {path}: {error}"
+    return f"{path} is damaged or is no promisefs store: {error}"
 
 
 class _Transaction:

@@ -21,7 +21,7 @@ from pathlib import Path
 from .ballast import BALLAST_NAME, Ballast
 from .callback_state import STATE_NAME
 from .control_socket import CONTROL_NAME
-from .database import DATABASE_NAME, Database, is_full
+from .database import DATABASE_NAME, Database, described, is_full
 from .datafiles import DataFiles
 from .directories import Directories
 from .errors import StoreError, StoreLocked
@@ -52,6 +52,8 @@ class Store:
             self.ballast.release()
         self.database = database = Database(folder / DATABASE_NAME)
         try:
+            if not (folder / DATA_NAME).is_dir():
+                raise StoreError(f"{folder / DATA_NAME} is missing: bring it back, every file would be zeros")
             if membership is not None:
                 self._start(now_ns, membership)
             row = database.execute("SELECT uuid, starts, clean, lease_ms, cell, number FROM store").fetchone()
@@ -117,8 +119,7 @@ class Store:
         StoreError.
         """
         with _reported(folder):
-            database = folder / DATABASE_NAME
-            if not database.is_file() or not database.stat().st_size:
+            if _is_new(folder):
                 raise StoreError(f"{folder} is no promisefs store")
             return cls._locked(folder, 0, None)
 
@@ -126,7 +127,8 @@ class Store:
     def _locked(cls, folder: Path, now_ns: int, membership: Membership | None) -> Store:
         lock = _lock(folder / LOCK_NAME)
         try:
-            (folder / DATA_NAME).mkdir(mode=0o700, exist_ok=True)
+            if _is_new(folder):
+                (folder / DATA_NAME).mkdir(mode=0o700, exist_ok=True)
             return cls(folder, lock, now_ns, membership)
         except BaseException:
             os.close(lock)
@@ -160,7 +162,12 @@ def _reported(folder: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         if is_full(error):
             raise StoreError(f"cannot use {folder}: the disk is full; make room on it") from None
-        raise StoreError(f"{folder / DATABASE_NAME} is damaged: {error}") from None
+        raise StoreError(described(error, folder / DATABASE_NAME)) from None
+
+
+def _is_new(folder: Path) -> bool:
+    database = folder / DATABASE_NAME
+    return not database.is_file() or not database.stat().st_size
 
 
 def _check_folder(folder: Path) -> None:
@@ -172,15 +179,15 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise StoreError(f"{folder} is not a directory")
     names = {entry.name for entry in os.scandir(folder)}
-    database = folder / DATABASE_NAME
-    if DATABASE_NAME in names and database.stat().st_size:
+    if not _is_new(folder):
         return
     if names - OWN_NAMES:
         raise StoreError(f"{folder} is not empty and no promisefs store: give an empty or new directory")
     data = folder / DATA_NAME
     if DATA_NAME in names and any(data.iterdir()):
         raise StoreError(
-            f"{database} is missing or empty, but {data} is not: restore it from a backup, or give a new directory"
+            f"{folder / DATABASE_NAME} is missing or empty, but {data} is not: "
+            "restore it from a backup, or give a new directory"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,33 @@ async def test_bytes_without_a_database_are_not_made_a_new_store(folder: Path, s
         a = await cell.connected()
         found = await a.lookup(b"f")
         assert found is not None and await a.fetch(found.fid) == b"precious"
+
+
+async def test_a_database_without_its_bytes_is_not_served_as_zeros(folder: Path) -> None:
+    async with running_cell(folder) as cell:
+        a = await cell.connected()
+        f = (await a.create(b"f")).fid
+        await a.store(f, b"precious")
+    (folder / "data").rename(folder.parent / "elsewhere")
+    for use in (lambda: Store.open(folder, time.time_ns()), lambda: Store.open_stopped(folder)):
+        with pytest.raises(StoreError, match="data is missing"):
+            use()
+    assert not (folder / "data").exists()
+    (folder.parent / "elsewhere").rename(folder / "data")
+    async with running_cell(folder) as cell:
+        assert await (await cell.connected()).fetch(f) == b"precious"
+
+
+def test_a_database_that_is_locked_is_not_called_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promisefs_server.database.BUSY_TIMEOUT_S", 0.1)
+    Store.open(folder, time.time_ns()).close(clean=True)
+    somebody = sqlite3.connect(folder / "store.sqlite", isolation_level=None)
+    somebody.execute("PRAGMA locking_mode=EXCLUSIVE")
+    somebody.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match=r"cannot use .*locked"):
+        Store.open(folder, time.time_ns())
+    somebody.close()
+    Store.open(folder, time.time_ns()).close(clean=True)
 
 
 async def test_vnode_numbers_that_power_loss_took_are_not_used_again(folder: Path) -> None:
