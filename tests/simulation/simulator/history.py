@@ -1,0 +1,79 @@
+"""What happened in a history: every system call with its begin and end in one order, and a timeline to read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .kernel_inodes import describe_bytes
+from .world import World
+
+NEVER = math.inf
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One system call. `begin` and `end` are places in the order of all begins and ends."""
+
+    number: int
+    client: str
+    process: str
+    kind: str
+    args: tuple[Any, ...]
+    begin: float
+    begin_s: float
+    end: float = NEVER
+    """NEVER: it did not end, as its machine crashed."""
+    end_s: float = NEVER
+    ino: int = 0
+    """The file it is about, where that is known."""
+    result: Any = None
+    error: str = ""
+    """The errno's name."""
+
+    @property
+    def succeeded(self) -> bool:
+        return self.end < NEVER and not self.error
+
+    def __str__(self) -> str:
+        result = self.error or _text(self.result)
+        return f"#{self.number} {self.process}: {self.kind}{_text(self.args)} = {result}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes) and len(value) > 12:
+        return describe_bytes(value)
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_text, value)) + ")"
+    return repr(value)
+
+
+class History:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._order = 0
+        self.calls: list[Call] = []
+        self.timeline: list[tuple[float, str, str]] = []
+
+    def note(self, actor: str, text: str) -> None:
+        self.timeline.append((self._world.now_s, actor, text))
+
+    def tick(self) -> int:
+        self._order += 1
+        return self._order
+
+    def begin(self, client: str, process: str, kind: str, args: tuple[Any, ...]) -> Call:
+        call = Call(len(self.calls), client, process, kind, args, self.tick(), self._world.now_s)
+        self.calls.append(call)
+        self.note(process, f"#{call.number} {kind}{_text(args)} ...")
+        return call
+
+    def end(self, call: Call) -> None:
+        call.end = self.tick()
+        call.end_s = self._world.now_s
+        self.note(call.process, str(call).replace(f" {call.process}:", "", 1))
+
+    def text(self) -> str:
+        start_s = self.timeline[0][0] if self.timeline else 0.0
+        return "\n".join(f"{at_s - start_s:10.4f}  {actor:12s} {text}" for at_s, actor, text in self.timeline)

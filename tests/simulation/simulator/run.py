@@ -1,0 +1,194 @@
+"""Runs one history from a plan and has it checked."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+from promisefs_protocol.transport import Reply
+
+from .checker import check
+from .client_machine import ClientMachine
+from .faults import Faults
+from .history import History
+from .network import Network
+from .observer import observe_everything
+from .plan import Plan
+from .processes import Process
+from .server_machine import ServerMachine
+from .template import copy_template, initial_inodes, prepare_template, scratch_folder
+from .world import World, simulated
+
+LONGEST_S = 600.0
+"""Simulated seconds after which a history counts as stuck."""
+SETTLE_S = 2.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    plan: Plan
+    problems: list[str] = field(default_factory=list)
+    timeline: str = ""
+    calls: int = 0
+    simulated_s: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.problems)
+
+
+class _Defects(logging.Handler):
+    """Log records that say that a defect was met."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info or record.levelno >= logging.CRITICAL:
+            trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+            self.found.append(f"{record.name}: {record.getMessage()}\n{trace}")
+
+
+@contextmanager
+def _logs() -> Iterator[_Defects]:
+    handler = _Defects()
+    loggers = [logging.getLogger(name) for name in ("promisefs_client", "promisefs_server", "promisefs_protocol")]
+    before = [(logger.propagate, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+        logger.setLevel(logging.WARNING)
+    try:
+        yield handler
+    finally:
+        for logger, (propagate, level) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+            logger.setLevel(level)
+
+
+class Cell:
+    """The machines of one history."""
+
+    def __init__(self, plan: Plan, world: World, history: History) -> None:
+        self.plan = plan
+        self.world = world
+        self.history = history
+        self.network = Network(world)
+        self.folder = scratch_folder("simulation-")
+        self.servers: list[ServerMachine] = []
+        self.clients: list[ClientMachine] = []
+        self.nursery: trio.Nursery
+        self.trace = False
+        self.initial = initial_inodes()
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            self.nursery = nursery
+            await self._start()
+            faults = Faults(self)
+            async with trio.open_nursery() as working:
+                for number, fault in enumerate(self.plan.faults):
+                    working.start_soon(faults.inject, number, fault)
+                for number, (client, steps) in enumerate(self.plan.processes):
+                    machine = self.clients[client]
+                    process = Process(f"{machine.name}/p{number}", machine, self.history)
+                    working.start_soon(machine.run_process, process, steps)
+            await faults.heal()
+            self.history.note("all", "all processes have ended; everything is looked at")
+            await trio.sleep(SETTLE_S)
+            self.clients.append(await self.start_client("fresh"))
+            await observe_everything(self)
+            nursery.cancel_scope.cancel()
+
+    async def _start(self) -> None:
+        for number in range(self.plan.servers):
+            folder = self.folder / f"server{number}"
+            copy_template(folder / "0")
+            server = ServerMachine(f"server{number}", folder, self.network, self.nursery, self.plan.lease_s)
+            await server.start()
+            self.servers.append(server)
+        for number in range(self.plan.clients):
+            self.clients.append(await self.start_client(f"c{number}"))
+
+    async def start_client(self, name: str) -> ClientMachine:
+        client = ClientMachine(
+            name, self.network, self.nursery, self.servers[0].name, self.plan.timeout_s, self.plan.rate_of(name)
+        )
+        await client.start()
+        if self.trace:
+            self._trace(client)
+        return client
+
+    def _trace(self, client: ClientMachine) -> None:
+        """Have the timeline show the kernel's requests and the server's callbacks too."""
+        client.core.trace = lambda text: self.history.note(f"{client.name} kernel", text)
+        serve = client.session._on_callback
+
+        async def traced(request: Any, bulk: bytes | None) -> Reply:
+            self.history.note(f"{client.name} calls", f"{request} ...")
+            reply = await serve(request, bulk)
+            self.history.note(f"{client.name} calls", f"{request} = {reply[0]}")
+            return reply
+
+        client.session._on_callback = traced
+        call = client.session.call
+
+        async def traced_call(request: Any, bulk: Any = None, timeout_s: float | None = None) -> Any:
+            self.history.note(f"{client.name} asks", f"{request} ...")
+            try:
+                reply = await call(request, bulk, timeout_s)
+            except BaseException as error:
+                self.history.note(f"{client.name} asks", f"{request} raised {error!r}")
+                raise
+            self.history.note(f"{client.name} asks", f"{request} = {reply[0]}")
+            return reply
+
+        client.session.call = traced_call  # type: ignore[method-assign]
+
+
+def run_history(plan: Plan, *, trace: bool = False) -> Outcome:
+    """Run and check one history. Leaves nothing behind."""
+    outcome = Outcome(plan)
+    prepare_template()
+    with simulated(plan.seed) as world, _logs() as defects:
+        history = History(world)
+        cell = Cell(plan, world, history)
+        cell.trace = trace
+        try:
+            outcome.problems += _run_bounded(cell)
+        finally:
+            shutil.rmtree(cell.folder, ignore_errors=True)
+        outcome.problems += [f"a defect was met: {text}" for text in defects.found]
+        outcome.problems += check(history, plan, cell.initial)
+        outcome.timeline = history.text()
+        outcome.calls = len(history.calls)
+        outcome.simulated_s = world.now_s - 1000.0
+    return outcome
+
+
+def _run_bounded(cell: Cell) -> list[str]:
+    async def main() -> bool:
+        with trio.move_on_after(LONGEST_S) as scope:
+            await cell.run()
+        return scope.cancelled_caught
+
+    try:
+        stuck = trio.run(main, clock=cell.world.clock)
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is not None:
+            raise KeyboardInterrupt from None
+        return ["".join(traceback.format_exception(group))]
+    except (AssertionError, Exception) as error:
+        return ["".join(traceback.format_exception(error))]
+    if stuck:
+        unfinished = [str(call) for call in cell.history.calls if call.end == float("inf")]
+        return [f"stuck: no end after {LONGEST_S:g} simulated seconds; under way: {unfinished}"]
+    return []

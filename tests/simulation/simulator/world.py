@@ -1,0 +1,122 @@
+"""One seed, one schedule: everything that is random or takes time in a simulated history.
+
+`simulated(seed)` makes the process deterministic for the length of a block: trio's scheduler, the clocks, random
+numbers and threads all follow from the seed. Time is simulated: when every task waits, the clock jumps to the
+next deadline.
+
+Threads run inline, between two waits of random length: what they do is atomic, when they do it is not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import pyfuse3
+import trio
+import trio._core._run as trio_run
+from promisefs_client import clock
+
+T = TypeVar("T")
+
+EPOCH_NS = 1_700_000_000_000_000_000
+"""Wall clock when a history begins."""
+
+
+class SimulatedClock(trio.abc.Clock):
+    """Stands still while a task can run; then jumps to the next deadline."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def start_clock(self) -> None:
+        pass
+
+    def current_time(self) -> float:
+        return self.now_s
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        # trio asks only when no task can run. Without a deadline it waits for a wake-up of its own, as it ends.
+        if deadline == math.inf:
+            return 1.0
+        self.now_s = max(self.now_s, deadline)
+        return 0.0
+
+
+class World:
+    """Chance and time of one history."""
+
+    def __init__(self, seed: int) -> None:
+        self.clock = SimulatedClock()
+        self.random = random.Random(seed)
+        self._bytes = random.Random(seed ^ 0x5EED)
+        self.wall_offset_ns = 0
+        """Faults move it: wall clocks jump."""
+
+    @property
+    def now_s(self) -> float:
+        return self.clock.now_s
+
+    def time_ns(self) -> int:
+        return EPOCH_NS + self.wall_offset_ns + int((self.clock.now_s - 1000.0) * 1e9)
+
+    def random_bytes(self, count: int) -> bytes:
+        return self._bytes.randbytes(count)
+
+    def random_bits(self, count: int) -> int:
+        return self._bytes.getrandbits(count)
+
+    async def pause(self) -> None:
+        """Let others run: usually at once, sometimes for as long as a busy machine takes."""
+        choice = self.random.random()
+        if choice < 0.75:
+            await trio.lowlevel.checkpoint()
+        elif choice < 0.97:
+            await trio.sleep(self.random.random() * 0.002)
+        else:
+            await trio.sleep(self.random.random() * 0.05)
+
+    async def run_in_thread(
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        thread_name: str | None = None,
+        abandon_on_cancel: bool = False,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> T:
+        """In place of trio.to_thread.run_sync."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with trio.CancelScope(shield=not abandon_on_cancel):
+            await self.pause()
+            result = function(*args)
+            await self.pause()
+        return result
+
+
+def _readdir_reply(token: Any, name: bytes, entry: pyfuse3.EntryAttributes, next_id: int) -> bool:
+    """In place of pyfuse3.readdir_reply; the model kernel's token collects entries."""
+    return bool(token.add(name, entry, next_id))
+
+
+@contextmanager
+def simulated(seed: int) -> Iterator[World]:
+    """Make this process follow from the seed within the block."""
+    world = World(seed)
+    trio_run._r.seed(seed)
+    with (
+        patch.object(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
+        patch.object(trio.to_thread, "run_sync", world.run_in_thread),
+        patch.object(time, "time_ns", world.time_ns),
+        patch.object(clock._suspensions, "until_now_s", lambda: 0.0),
+        patch.object(os, "urandom", world.random_bytes),
+        patch.object(secrets, "randbits", world.random_bits),
+        patch.object(pyfuse3, "readdir_reply", _readdir_reply),
+    ):
+        yield world

@@ -1,0 +1,137 @@
+"""The checker of simulated histories: what it accepts and what it refuses."""
+
+from __future__ import annotations
+
+from simulator.checker_contents import ContentsChecker
+from simulator.checker_names import NamesChecker
+from simulator.history import NEVER, Call, History
+from simulator.plan import FILES
+from simulator.world import World
+
+INO = 7
+INITIAL = {FILES[0]: INO, FILES[1]: 8, (b"d0", b"log"): 9}
+NAME = (b"d0", b"x")
+
+
+class Script:
+    """Calls one after the other, or overlapping where their places say so."""
+
+    def __init__(self) -> None:
+        self.history = History(World(0))
+        self._order = 0.0
+
+    def call(
+        self, client: str, kind: str, *args: object, result: object = None, ino: int = INO, error: str = "",
+        begin: float | None = None, end: float | None = None,
+    ) -> Call:  # fmt: skip
+        if begin is None:
+            begin = self._order = self._order + 1
+        if end is None:
+            end = self._order = max(self._order, begin) + 1
+        call = Call(len(self.history.calls), client, client, kind, args, begin, 0.0, end, 0.0, ino, result, error)
+        self.history.calls.append(call)
+        return call
+
+    def problems(self) -> list[str]:
+        return [*ContentsChecker(self.history).check(INITIAL), *NamesChecker(self.history).check(INITIAL)]
+
+
+def read(script: Script, client: str, data: bytes, **places: float) -> None:
+    script.call(client, "read", 0, len(data), result=data, **places)  # type: ignore[arg-type]
+
+
+def test_a_confirmed_write_must_be_seen() -> None:
+    script = Script()
+    script.call("a", "write", 0, 3, 1)
+    script.call("a", "fsync")
+    read(script, "b", b"\1\1\1")
+    assert script.problems() == []
+    read(script, "b", b"\1\0\1")
+    assert "stale" in script.problems()[0]
+
+
+def test_an_unconfirmed_write_may_be_seen_elsewhere_and_must_be_seen_here() -> None:
+    script = Script()
+    script.call("a", "write", 0, 3, 1)
+    read(script, "b", b"\0\0\0")
+    read(script, "b", b"\1\0\0")
+    read(script, "a", b"\1\1\1")
+    assert script.problems() == []
+    read(script, "a", b"\1\1\0")
+    assert "stale" in script.problems()[0]
+
+
+def test_a_sync_that_began_before_the_write_ended_confirms_nothing() -> None:
+    script = Script()
+    script.call("a", "write", 0, 3, 1, begin=1, end=4)
+    script.call("a", "fsync", begin=2, end=8)
+    read(script, "b", b"\0\0\0", begin=9, end=10)
+    assert script.problems() == []
+
+
+def test_concurrent_writes_may_end_either_way_but_nothing_from_before_comes_back() -> None:
+    script = Script()
+    script.call("a", "write", 0, 1, 1)
+    script.call("a", "fsync")
+    script.call("a", "write", 0, 1, 2, begin=10, end=20)
+    script.call("b", "write", 0, 1, 3, begin=11, end=21)
+    script.call("a", "fsync", begin=22, end=24)
+    script.call("b", "fsync", begin=23, end=25)
+    read(script, "c", b"\2", begin=30, end=31)
+    read(script, "c", b"\3", begin=32, end=33)
+    assert script.problems() == []
+    read(script, "c", b"\1", begin=34, end=35)
+    assert "stale" in script.problems()[0]
+
+
+def test_bytes_that_nobody_wrote_there() -> None:
+    script = Script()
+    script.call("a", "write", 5, 3, 1)
+    script.call("b", "read", 4, 2, result=b"\1\1")
+    assert "garbage" in script.problems()[0]
+
+
+def test_a_truncation_takes_bytes_away_and_a_failed_one_may() -> None:
+    script = Script()
+    script.call("a", "write", 0, 4, 1)
+    script.call("a", "fsync")
+    script.call("b", "truncate", 2, error="ETIMEDOUT", end=NEVER)
+    read(script, "c", b"\1\1\1\1", begin=10, end=11)
+    read(script, "c", b"\1\1\0\0", begin=12, end=13)
+    assert script.problems() == []
+    script.call("b", "truncate", 2, begin=14, end=15)
+    read(script, "c", b"\1\1\1\1", begin=16, end=17)
+    assert "stale" in script.problems()[0]
+
+
+def test_sizes() -> None:
+    script = Script()
+    script.call("a", "write", 9000, 10, 1)
+    script.call("b", "stat", FILES[0], result=(9000, 0o644))
+    script.call("b", "stat", FILES[0], result=(9010, 0o644))
+    script.call("a", "fsync")
+    script.call("b", "stat", FILES[0], result=(9010, 0o644))
+    assert script.problems() == []
+    script.call("b", "stat", FILES[0], result=(9000, 0o644))
+    assert "size" in script.problems()[0]
+
+
+def test_names() -> None:
+    script = Script()
+    script.call("a", "create", NAME, ino=20)
+    script.call("b", "stat", NAME, ino=20, result=(0, 0o644))
+    script.call("a", "unlink", NAME, ino=20, begin=10, end=20)
+    script.call("b", "stat", NAME, ino=20, result=(0, 0o644), begin=15, end=16)
+    script.call("b", "stat", NAME, ino=0, error="ENOENT", begin=17, end=18)
+    assert script.problems() == []
+    script.call("b", "stat", NAME, ino=20, result=(0, 0o644), begin=21, end=22)
+    assert "stale" in script.problems()[0]
+
+
+def test_a_listing_must_have_what_was_made_before() -> None:
+    script = Script()
+    script.call("a", "create", NAME, ino=20)
+    script.call("b", "list", (b"d0",), result={b"a": INO, b"b": 8, b"log": 9, b"x": 20})
+    assert script.problems() == []
+    script.call("b", "list", (b"d0",), result={b"a": INO, b"b": 8, b"log": 9})
+    assert "stale" in script.problems()[0]

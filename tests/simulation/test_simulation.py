@@ -1,0 +1,42 @@
+"""Random histories of simulated cells keep the guarantees; the same seed gives the same history."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from simulator.plan import make_plan
+from simulator.run import run_history
+
+TIMELINES = """
+import hashlib
+from simulator.plan import make_plan
+from simulator.run import run_history
+for seed in range(8):
+    print(seed, hashlib.sha256(run_history(make_plan(seed), trace=True).timeline.encode()).hexdigest())
+"""
+
+
+def timelines(hash_seed: str) -> str:
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), *filter(None, sys.path)])
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, "-c", TIMELINES], env=environment, check=True, capture_output=True, text=True, timeout=120
+    ).stdout
+
+
+def test_one_seed_is_one_schedule_in_every_process() -> None:
+    first = timelines("1")
+    assert len(first.splitlines()) == 8
+    assert timelines("2") == first
+
+
+@pytest.mark.parametrize("profile", ["contents", "names", "orphans"])
+def test_histories_without_faults(profile: str) -> None:
+    for seed in range(30):
+        outcome = run_history(make_plan(seed, profile=profile, faults=False))
+        assert not outcome.failed, f"seed {seed}: {outcome.problems}\n{outcome.timeline}"
