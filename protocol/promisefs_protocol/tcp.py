@@ -9,6 +9,7 @@ checkpoint, and whoever sends waits for a reply or for its next request.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 
 import trio
 
@@ -33,6 +34,19 @@ class TcpStream(trio.abc.Stream):
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for level, option, value in KEEPALIVE:
             self._socket.setsockopt(level, option, value)
+
+    def send_now(self, pieces: Sequence[bytes | bytearray | memoryview]) -> Sequence[bytes | bytearray | memoryview]:
+        """Send what the peer takes at once. Return what is left, in order."""
+        for position, piece in enumerate(pieces):
+            try:
+                sent = self._socket.send(piece)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                raise self._lost() from error
+            if sent < len(piece):
+                return [memoryview(piece)[sent:], *pieces[position + 1 :]]
+        return ()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything. A checkpoint only if the peer does not take it at once."""

@@ -1,18 +1,18 @@
-"""Runs a `Connection` over a trio stream. The only module here that knows trio.
+"""Runs a `Connection` over a trio stream. With `tcp`, the only module here that knows trio.
 
-`Peer.run` reads and dispatches; `Peer.call` may be used from any task meanwhile. Each call
-received runs in a task of its own, so replies leave in any order.
+`Peer.run` reads and dispatches; `Peer.call` may be used from any task meanwhile. A handler answers a call at once if
+it can; what it returns else is run in a task of its own, so replies leave in any order.
 
-Who sends: the first task that finds the outbox idle drains it, for the others too, shielded
-from cancellation, since half a frame would garble the stream. A peer that stops reading is therefore
-waited for without limit here; whoever owns the peer closes it when its lease has ended, which wakes the sender.
+Who sends: whoever has a frame gives the socket what it takes without waiting. The rest goes to the outbox, which a task
+of `run` empties, and so does everything that comes while it is not empty. So nobody waits for a peer that does not
+read, and no cancellation of a caller leaves half a frame behind.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import trio
@@ -28,6 +28,7 @@ from .connection import (
     ReplyReceived,
 )
 from .messages import FetchData
+from .tcp import TcpStream
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ it no call begins, unless nothing else is going on, and no more are read."""
 
 Reply = tuple[Any, Piece | None]
 """A reply message and its bulk, if any."""
-Handler = Callable[[Any, bytes | None], Awaitable[Reply]]
-"""Serves one request; raises Aborted to refuse it."""
+Handler = Callable[[Any, bytes | None], Reply | Coroutine[Any, Any, Reply]]
+"""Serves one request: at once, or by the coroutine that it returns. Either raises Aborted to refuse it."""
 
 
 class ConnectionLost(Exception):
@@ -79,11 +80,12 @@ class Peer:
         self._outbox: deque[Piece] = deque()
         self._outbox_bytes = 0
         """Of the outbox, and of what has been taken from it but not sent."""
+        self._outbox_filled = trio.Event()
         self._held_bytes = 0
         """Of the calls being served, see `_bytes_for`."""
+        self._serving = 0
+        """Calls being served in tasks."""
         self._less_held = trio.Event()
-        self._sending = False
-        self._serving = trio.Semaphore(MAX_CALLS_SERVED)
         self._closed = False
         self._running = trio.CancelScope()
         self._ended = trio.Event()
@@ -104,10 +106,10 @@ class Peer:
         try:
             with self._running:
                 async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._empty_outbox)
                     try:
                         await self._read_all(nursery)
                     finally:
-                        # Before the nursery is waited for: a sender in it is shielded, and only this wakes it.
                         await self.close()
         finally:
             self._closed = True
@@ -133,7 +135,7 @@ class Peer:
         xid, pieces = self._connection.send_call(request, bulk)
         slot = self._slots[xid] = _Slot()
         try:
-            await self._send(pieces)
+            self._send(pieces)
             await slot.event.wait()
         finally:
             del self._slots[xid]
@@ -170,80 +172,97 @@ class Peer:
                 elif isinstance(event, CallReceived):
                     held_bytes = _bytes_for(event)
                     await self._wait_room(held_bytes)
-                    await self._serving.acquire()
-                    self._held_bytes += held_bytes
-                    nursery.start_soon(self._serve, event, held_bytes)
+                    self._serve(event, held_bytes, nursery)
                 else:
                     await self._wait_room(0)
-                    await self._refuse(event)
+                    self._refuse(event)
 
     async def _wait_room(self, wanted_bytes: int) -> None:
-        while (bytes_now := self._held_bytes + self._outbox_bytes) and bytes_now + wanted_bytes > MAX_BYTES_SERVED:
+        while self._serving >= MAX_CALLS_SERVED or (
+            (bytes_now := self._held_bytes + self._outbox_bytes) and bytes_now + wanted_bytes > MAX_BYTES_SERVED
+        ):
             self._less_held = trio.Event()
             await self._less_held.wait()
 
-    async def _serve(self, event: CallReceived, held_bytes: int) -> None:
+    def _serve(self, event: CallReceived, held_bytes: int, nursery: trio.Nursery) -> None:
+        if self._closed:
+            return  # see `_serve_in_task`
+        try:
+            reply = self._handler(event.request, event.bulk)
+            if isinstance(reply, tuple):
+                self._send(self._connection.send_reply(event.xid, *reply))
+                return
+        except Exception as error:
+            self._send(self._abort_for(event, error))
+            return
+        self._serving += 1
+        self._held_bytes += held_bytes
+        nursery.start_soon(self._serve_in_task, event, reply, held_bytes)
+
+    async def _serve_in_task(
+        self, event: CallReceived, coming_reply: Coroutine[Any, Any, Reply], held_bytes: int
+    ) -> None:
         try:
             if self._closed:
                 # The peer may have repeated it elsewhere already: here it would come too late.
+                coming_reply.close()
                 return
             try:
-                reply, bulk = await self._handler(event.request, event.bulk)
-                pieces = self._connection.send_reply(event.xid, reply, bulk)
-            except Aborted as refusal:
-                pieces = self._connection.send_abort(event.xid, refusal.code, refusal.message)
-            except OSError as error:
-                log.warning("%s: %s: %s", self.description, event.method.name, error)
-                pieces = self._connection.send_abort(event.xid, code_of(error.errno or 0), error.strerror or "")
-            except Exception:
-                log.exception("%s: %s failed: a defect here", self.description, event.method.name)
-                pieces = self._connection.send_abort(event.xid, AbortCode.INTERNAL, "internal error, see the log")
-            # Now they are the outbox's.
-            self._held_bytes -= held_bytes
-            held_bytes = 0
-            await self._send_quietly(pieces)
+                pieces = self._connection.send_reply(event.xid, *await coming_reply)
+            except Exception as error:
+                pieces = self._abort_for(event, error)
+            self._send(pieces)
         finally:
             self._held_bytes -= held_bytes
+            self._serving -= 1
             self._less_held.set()
-            self._serving.release()
 
-    async def _refuse(self, event: BadCallReceived) -> None:
+    def _abort_for(self, event: CallReceived, error: Exception) -> list[Piece]:
+        match error:
+            case Aborted():
+                return self._connection.send_abort(event.xid, error.code, error.message)
+            case OSError():
+                log.warning("%s: %s: %s", self.description, event.method.name, error)
+                return self._connection.send_abort(event.xid, code_of(error.errno or 0), error.strerror or "")
+        log.error("%s: %s failed: a defect here", self.description, event.method.name, exc_info=error)
+        return self._connection.send_abort(event.xid, AbortCode.INTERNAL, "internal error, see the log")
+
+    def _refuse(self, event: BadCallReceived) -> None:
         if event.unknown_method:
             code = AbortCode.UNKNOWN_METHOD
         else:
             code = AbortCode.NAMETOOLONG if event.name_too_long else AbortCode.BAD_MESSAGE
         log.warning("%s: refused %r: %s", self.description, event.method_name[:40], event.reason)
-        await self._send_quietly(self._connection.send_abort(event.xid, code, event.reason))
+        self._send(self._connection.send_abort(event.xid, code, event.reason))
 
     # Sending
 
-    async def _send_quietly(self, pieces: list[Piece]) -> None:
-        """Send an answer; if the connection has ended meanwhile, nobody waits for it any more."""
-        try:
-            await self._send(pieces)
-        except ConnectionLost:
-            return
+    def _send(self, pieces: Sequence[Piece]) -> None:
+        """Send, or see to it that it is sent. If the connection has ended, nobody waits for it any more."""
+        if not self._outbox_bytes and isinstance(self._stream, TcpStream):
+            try:
+                pieces = self._stream.send_now(pieces)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._running.cancel()  # the reader may not have noticed
+                return
+        if pieces:
+            self._outbox.extend(pieces)
+            self._outbox_bytes += sum(map(len, pieces))
+            self._outbox_filled.set()
 
-    async def _send(self, pieces: list[Piece]) -> None:
-        self._outbox.extend(pieces)
-        self._outbox_bytes += sum(map(len, pieces))
-        if self._sending:
-            return
-        self._sending = True
+    async def _empty_outbox(self) -> None:
+        """Send what the stream did not take at once, until cancelled."""
         try:
-            with trio.CancelScope(shield=True):
+            while True:
+                await self._outbox_filled.wait()
                 while self._outbox:
                     batch = self._next_batch()
                     await self._stream.send_all(batch)
                     self._outbox_bytes -= len(batch)
                     self._less_held.set()
+                self._outbox_filled = trio.Event()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            await self.close()  # wakes the reader, which may not have noticed
-            self._outbox.clear()
-            self._outbox_bytes = 0
-            raise ConnectionLost(self.description) from None
-        finally:
-            self._sending = False
+            self._running.cancel()
 
     def _next_batch(self) -> Piece:
         """Take what fits well into one send: small pieces joined, a large one alone."""

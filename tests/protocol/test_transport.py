@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -81,6 +81,34 @@ async def test_calls_in_both_directions_at_once() -> None:
             nursery.start_soon(call, server, b"s%d" % i * 10_000)
 
 
+async def test_a_handler_may_answer_at_once_or_by_a_coroutine() -> None:
+    gate = trio.Event()
+
+    async def later() -> Reply:
+        await gate.wait()
+        return Empty(), b"later"
+
+    def serve(request: Any, bulk: bytes | None) -> Reply | Coroutine[Any, Any, Reply]:
+        match bulk:
+            case b"refuse":
+                raise Aborted(AbortCode.NOENT, "")
+            case b"wait":
+                return later()
+        return Empty(), bulk
+
+    async with joined_peers(serve) as (client, _), trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            assert await client.call(Probe(), b"wait") == (Empty(), b"later")
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await client.call(Probe(), b"now") == (Empty(), b"now")
+        with pytest.raises(Aborted):
+            await client.call(Probe(), b"refuse")
+        gate.set()
+
+
 async def test_replies_leave_in_the_order_in_which_they_are_ready() -> None:
     gates = {i: trio.Event() for i in range(1, 6)}
     done: list[int] = []
@@ -151,9 +179,15 @@ async def test_a_cancelled_call_does_not_garble_the_stream() -> None:
 
 
 async def test_a_caller_cancelled_between_two_answers_of_one_batch() -> None:
-    """The batch is [bad call, reply]: refusing the bad call yields, and the reply's caller is gone by then."""
+    """The batch ends with [a call too many, reply]: the reader waits for room, and the reply's caller is gone then."""
+    gate = trio.Event()
+
+    async def serve(request: Any, bulk: bytes | None) -> Reply:
+        await gate.wait()
+        return entry(1), None
+
     a, b = memory_stream_pair()
-    client = Peer(a, refuse_all, "to server")
+    client = Peer(a, serve, "to server")
     async with running(client):
         scope = trio.CancelScope()
 
@@ -164,22 +198,17 @@ async def test_a_caller_cancelled_between_two_answers_of_one_batch() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(call)
             await trio.testing.wait_all_tasks_blocked()
-            # Every send of the client's from now on cancels the caller.
-            a.send_stream.send_all_hook = cancel_on_send(scope)
-            await b.send_all(frame_of([0, 1, "FS.Nonsense", [], None]) + frame_of([1, 1, [], None]))
+            fetches = [
+                frame_of([0, i, "FS.FetchData", [[1, 1, 1], 0, 1 << 20], None])
+                for i in range((MAX_BYTES_SERVED >> 20) + 1)
+            ]
+            await b.send_all(b"".join(fetches) + frame_of([1, 1, [], None]))
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
         assert scope.cancelled_caught
-        a.send_stream.send_all_hook = None
+        gate.set()
         await trio.testing.wait_all_tasks_blocked()
         assert not client.closed
-
-
-def cancel_on_send(scope: trio.CancelScope) -> Callable[[], Awaitable[None]]:
-    async def hook() -> None:
-        scope.cancel()
-        with trio.CancelScope(shield=True):
-            await trio.testing.wait_all_tasks_blocked()
-
-    return hook
 
 
 @pytest.mark.parametrize("how", ["eof", "local close", "reset", "cancel"])
