@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -41,8 +42,9 @@ class ControlSessions:
             raise Aborted(
                 AbortCode.NOT_INTRODUCED, f"{METHOD_OF_REQUEST[type(request)].name} is no call for the control socket"
             )
+        later = partial(self._carry_out, request)
         growing = isinstance(request, CreateVolume)
-        return await self._server.carry_out(self._dispatch, request, bulk, "control", growing=growing)
+        return await self._server.carry_out(later, later, f"control: {type(request).__name__}", growing=growing)
 
-    async def _dispatch(self, request: Any, bulk: bytes | None) -> Reply:
+    async def _carry_out(self, request: Any) -> Reply:
         return await self._administration.carry_out(request), None

@@ -35,8 +35,12 @@ class Deletions:
         if self._pending:
             self._wake.set()
 
+    @property
+    def has_room(self) -> bool:
+        return len(self._pending) < MAX_PENDING
+
     async def wait_room(self) -> None:
-        while len(self._pending) >= MAX_PENDING:
+        while not self.has_room:
             await self._done.wait()
 
     async def run(self) -> None:

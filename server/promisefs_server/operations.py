@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import PromisedStatus
 from promisefs_protocol.messages import Break, Changed, VolumeEntry
@@ -20,8 +22,11 @@ from .vnode_locks import VnodeLocks
 from .vnodes import Vnode
 from .volumes import Volume
 
-Operation = Callable[[Contact, Any, bytes | None], Awaitable[Reply]]
-"""Carries out one call of a host's: (who, request, bulk) to (reply, bulk). Raises Aborted, OSError, sqlite3.Error."""
+Later = Callable[[], Awaitable[Reply]]
+"""What is left of a call that has to wait."""
+Operation = Callable[[Contact, Any, bytes | None], Reply | Later]
+"""Carries out one call of a host's: (who, request, bulk) to (reply, bulk). What can be done without waiting is done at
+once, in one step that no other task sees half done. It, or what it leaves, raises Aborted, OSError, sqlite3.Error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,14 @@ class Operations:
         """What a host may be told of a vnode now, and the promise that goes with it, in one step."""
         vnode = self._vnodes.shown(vnode)
         return PromisedStatus(vnode.fid, self._vnodes.status(vnode), self._breaker.grant(contact.host, vnode.key))
+
+    def settled(self, events: Sequence[trio.Event], reply: Any) -> Reply | Later:
+        """The reply to a mutation, when the others have acknowledged it."""
+        return partial(self._settle, events, reply) if events else (reply, None)
+
+    async def _settle(self, events: Sequence[trio.Event], reply: Any) -> Reply:
+        await self._breaker.settle(events)
+        return reply, None
 
     def unpromised(self, vnode: Vnode) -> PromisedStatus:
         return PromisedStatus(vnode.fid, self._vnodes.status(vnode), 0)

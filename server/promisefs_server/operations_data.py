@@ -1,7 +1,7 @@
 """Operations on bytes and attributes of one vnode, and on durability.
 
-A store runs shielded from its commit until its breaks are queued: a call that is cancelled meanwhile, because its
-connection ended, has happened, and everyone who has to know is told.
+A store is one step from its commit until its breaks are queued, or if it needs a thread it runs shielded: a call that
+is cancelled meanwhile, because its connection ended, has happened, and everyone who has to know is told.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
@@ -29,7 +30,7 @@ from promisefs_protocol.transport import Reply
 
 from .breaker import Contact
 from .datafiles import DataFile
-from .operations import Operation, Operations, Parts, break_of, now_ns
+from .operations import Later, Operation, Operations, Parts, break_of, now_ns
 from .vnodes import Vnode, key_of
 
 log = logging.getLogger(__name__)
@@ -65,68 +66,107 @@ class DataOperations(Operations):
             raise Aborted(AbortCode.INVAL, f"{request.fid} is not a regular file")
         return vnode
 
-    async def store_data(self, contact: Contact, request: StoreData, bulk: bytes | None) -> Reply:
+    def store_data(self, contact: Contact, request: StoreData, bulk: bytes | None) -> Reply | Later:
         if bulk is None:
             raise Aborted(AbortCode.BAD_MESSAGE, "StoreData without bytes")
         if request.offset + len(bulk) > MAX_FILE_BYTES:
             raise Aborted(AbortCode.FBIG, f"files end at {MAX_FILE_BYTES} bytes")
         self._store.ballast.admit(len(bulk), trio.current_time())
-        key = key_of(request.fid)
-        async with self._locks.hold(key):
+        if self._locks.any_held((key_of(request.fid),)):
+            return partial(self._store_later, contact, request, bulk)
+        vnode = self._regular(request)
+        if not bulk:
+            return StatusReply(self.promised(contact, vnode)), None
+        if not self._may_write_here(vnode, request.offset, len(bulk)):
+            return partial(self._store_later, contact, request, bulk)
+        with self._store.files.pin(vnode.key, create=True) as file:
+            assert file is not None
+            changed = self._commit_store(vnode, request, len(bulk))
+            failure: Exception | None = None
+            try:
+                file.write(bulk, request.offset)
+            except Exception as error:
+                failure = error  # see `_store_bytes`
+            changed = self._stored(vnode, changed, failure)
+        return self._answer_store(contact, request, changed, failure)
+
+    async def _store_later(self, contact: Contact, request: StoreData, bulk: bytes) -> Reply:
+        """Store with the lock held, for it may take long."""
+        async with self._locks.hold(key_of(request.fid)):
             vnode = self._regular(request)
             if not bulk:
                 return StatusReply(self.promised(contact, vnode)), None
             with trio.CancelScope(shield=True):
                 vnode, failure = await self._store_bytes(vnode, request, bulk)
-            events = self._breaker.begin(contact.host, [break_of(vnode, Changed.STATUS | Changed.DATA)])
-            reply = StatusReply(self.promised(contact, vnode))
-        if request.sync and failure is None:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._breaker.settle, events)
-                failure = await self._durability.sync((key,))
-        else:
-            await self._breaker.settle(events)
-        if failure is not None:
-            raise failure
-        return reply, None
+            answer = self._answer_store(contact, request, vnode, failure)
+        return answer if isinstance(answer, tuple) else await answer()
 
     async def _store_bytes(self, vnode: Vnode, request: StoreData, data: bytes) -> tuple[Vnode, Exception | None]:
         """Commit the new version, write the bytes, publish. Return the row, and what went wrong after the commit.
 
         Raise OSError or sqlite3.Error if nothing has happened.
         """
-        now = now_ns()
         with self._store.files.pin(vnode.key, create=True) as file:
             assert file is not None
             if request.offset > vnode.size:
                 # Garbage that a crash may have left between the two must not come to light.
                 await self._cut(file, vnode.size)
-            changed = vnode._replace(
-                size=max(vnode.size, request.offset + len(data)),
-                sparse=int(vnode.sparse or request.offset > vnode.size),
-                data_version=vnode.data_version + 1,
-                mtime_ns=now if request.mtime_ns is None else request.mtime_ns,
-                ctime_ns=vnode.later(now),
-            )
-            with self._database.transaction():
-                self._vnodes.update(changed)
+            changed = self._commit_store(vnode, request, len(data))
             self._vnodes.being_stored[vnode.key] = vnode
             failure: Exception | None = None
             try:
-                if self._may_write_here(vnode, request.offset, len(data)):
-                    file.write(data, request.offset)
-                else:
-                    await trio.to_thread.run_sync(file.write, data, request.offset, limiter=self._limiter)
+                await trio.to_thread.run_sync(file.write, data, request.offset, limiter=self._limiter)
             except Exception as error:
                 # Whatever it is: the version is committed, so it has to be published and others be told.
                 failure = error
             finally:
                 del self._vnodes.being_stored[vnode.key]
-                self._store.files.unsynced.add(vnode.key)
-            if failure is not None and changed.size > vnode.size:
-                # Part of the bytes may be there: the new version stays, the size it would have had does not.
-                changed = self._with_size(changed, vnode.size)
-        return changed, failure
+            return self._stored(vnode, changed, failure), failure
+
+    def _commit_store(self, vnode: Vnode, request: StoreData, length: int) -> Vnode:
+        """Commit and return the row that the vnode has when so many bytes are written."""
+        now = now_ns()
+        changed = vnode._replace(
+            size=max(vnode.size, request.offset + length),
+            sparse=int(vnode.sparse or request.offset > vnode.size),
+            data_version=vnode.data_version + 1,
+            mtime_ns=now if request.mtime_ns is None else request.mtime_ns,
+            ctime_ns=vnode.later(now),
+        )
+        with self._database.transaction():
+            self._vnodes.update(changed)
+        return changed
+
+    def _stored(self, before: Vnode, after: Vnode, failure: Exception | None) -> Vnode:
+        """The bytes are written, or some of them. Return the row to publish."""
+        self._store.files.unsynced.add(after.key)
+        if failure is not None and after.size > before.size:
+            # Part of the bytes may be there: the new version stays, the size it would have had does not.
+            return self._with_size(after, before.size)
+        return after
+
+    def _answer_store(
+        self, contact: Contact, request: StoreData, vnode: Vnode, failure: Exception | None
+    ) -> Reply | Later:
+        events = self._breaker.begin(contact.host, [break_of(vnode, Changed.STATUS | Changed.DATA)])
+        reply = StatusReply(self.promised(contact, vnode))
+        if failure is not None:
+            return partial(self._settle_failed, events, failure)
+        if request.sync:
+            return partial(self._settle_and_sync, events, reply, vnode.key)
+        return self.settled(events, reply)
+
+    async def _settle_failed(self, events: Sequence[trio.Event], failure: Exception) -> Reply:
+        await self._breaker.settle(events)
+        raise failure
+
+    async def _settle_and_sync(self, events: Sequence[trio.Event], reply: StatusReply, key: int) -> Reply:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._breaker.settle, events)
+            failure = await self._durability.sync((key,))
+        if failure is not None:
+            raise failure
+        return reply, None
 
     def _may_write_here(self, vnode: Vnode, offset: int, length: int) -> bool:
         """Whether a write may be made on the trio thread: a thread costs more than it, and it will not wait.
@@ -155,25 +195,39 @@ class DataOperations(Operations):
 
     # Attributes
 
-    async def store_status(self, contact: Contact, request: StoreStatus, bulk: bytes | None) -> Reply:
-        key = key_of(request.fid)
-        async with self._locks.hold(key):
-            vnode = self._vnodes.get(request.fid)
-            if vnode.is_mount_point:
-                raise Aborted(AbortCode.PERM, f"{request.fid} is a mount point: it has the attributes of what it shows")
-            if request.size is not None:
-                self._regular(request)
-            if all(field is None for field in request[1:]):
-                return StatusReply(self.promised(contact, vnode)), None
-            resized = request.size is not None and request.size != vnode.size
-            if resized:
-                assert request.size is not None
+    def store_status(self, contact: Contact, request: StoreStatus, bulk: bytes | None) -> Reply | Later:
+        vnode = self._to_change(request)
+        if self._locks.any_held((vnode.key,)) or self._resizes(vnode, request):
+            return partial(self._store_status_later, contact, request)
+        return self.settled(*self._store_attributes(contact, vnode, request))
+
+    async def _store_status_later(self, contact: Contact, request: StoreStatus) -> Reply:
+        async with self._locks.hold(key_of(request.fid)):
+            vnode = self._to_change(request)
+            if self._resizes(vnode, request):
                 with trio.CancelScope(shield=True):
-                    events, reply = await self._resize(contact, vnode, request, request.size)
+                    events, reply = await self._resize(contact, vnode, request, request.size or 0)
             else:
-                events, reply = self._publish(contact, self._with_attributes(vnode, request), Changed.STATUS)
+                events, reply = self._store_attributes(contact, vnode, request)
         await self._breaker.settle(events)
         return reply, None
+
+    def _to_change(self, request: StoreStatus) -> Vnode:
+        vnode = self._vnodes.get(request.fid)
+        if vnode.is_mount_point:
+            raise Aborted(AbortCode.PERM, f"{request.fid} is a mount point: it has the attributes of what it shows")
+        return vnode if request.size is None else self._regular(request)
+
+    @staticmethod
+    def _resizes(vnode: Vnode, request: StoreStatus) -> bool:
+        return request.size is not None and request.size != vnode.size
+
+    def _store_attributes(
+        self, contact: Contact, vnode: Vnode, request: StoreStatus
+    ) -> tuple[Sequence[trio.Event], StatusReply]:
+        if all(field is None for field in request[1:]):
+            return (), StatusReply(self.promised(contact, vnode))
+        return self._publish(contact, self._with_attributes(vnode, request), Changed.STATUS)
 
     def _with_attributes(self, vnode: Vnode, request: StoreStatus) -> Vnode:
         now = now_ns()
@@ -190,7 +244,7 @@ class DataOperations(Operations):
 
     async def _resize(
         self, contact: Contact, vnode: Vnode, request: StoreStatus, size: int
-    ) -> tuple[list[trio.Event], StatusReply]:
+    ) -> tuple[Sequence[trio.Event], StatusReply]:
         changed = self._with_attributes(vnode, request)._replace(
             size=size,
             sparse=int(size > 0 and (vnode.sparse or size > vnode.size)),
@@ -216,7 +270,7 @@ class DataOperations(Operations):
     async def _cut(self, file: DataFile, size: int) -> None:
         await trio.to_thread.run_sync(file.cut, size, limiter=self._limiter)
 
-    def _publish(self, contact: Contact, vnode: Vnode, what: Changed) -> tuple[list[trio.Event], StatusReply]:
+    def _publish(self, contact: Contact, vnode: Vnode, what: Changed) -> tuple[Sequence[trio.Event], StatusReply]:
         """Commit a row, queue its break, grant the caller's promise: one step."""
         with self._database.transaction():
             self._vnodes.update(vnode)
@@ -225,18 +279,18 @@ class DataOperations(Operations):
 
     # Extended attributes
 
-    async def set_xattr(self, contact: Contact, request: SetXattr, bulk: bytes | None) -> Reply:
+    def set_xattr(self, contact: Contact, request: SetXattr, bulk: bytes | None) -> Reply | Later:
         def apply(vnode: Vnode) -> Vnode:
             flags = XattrFlags(request.flags)
             return self._store.xattrs.set(vnode, request.name, bulk or b"", flags, now_ns())
 
-        return await self._change_xattrs(contact, request.fid, apply)
+        return partial(self._change_xattrs, contact, request.fid, apply)
 
-    async def remove_xattr(self, contact: Contact, request: RemoveXattr, bulk: bytes | None) -> Reply:
+    def remove_xattr(self, contact: Contact, request: RemoveXattr, bulk: bytes | None) -> Reply | Later:
         def apply(vnode: Vnode) -> Vnode:
             return self._store.xattrs.remove(vnode, request.name, now_ns())
 
-        return await self._change_xattrs(contact, request.fid, apply)
+        return partial(self._change_xattrs, contact, request.fid, apply)
 
     async def _change_xattrs(self, contact: Contact, fid: Fid, apply: Callable[[Vnode], Vnode]) -> Reply:
         async with self._locks.hold(key_of(fid)):
@@ -250,8 +304,11 @@ class DataOperations(Operations):
 
     # Durability
 
-    async def sync(self, contact: Contact, request: Sync, bulk: bytes | None) -> Reply:
-        failure = await self._durability.sync([key_of(fid) for fid in request.fids])
+    def sync(self, contact: Contact, request: Sync, bulk: bytes | None) -> Reply | Later:
+        return partial(self._sync, [key_of(fid) for fid in request.fids])
+
+    async def _sync(self, keys: Sequence[int]) -> Reply:
+        failure = await self._durability.sync(keys)
         if failure is not None:
             raise failure
         return Empty(), None

@@ -1,15 +1,17 @@
 """Operations on names: each happens exactly once, in one transaction with the reply that is kept for a repetition.
 
-From the transaction to the queueing of breaks and the grants of the reply there is no checkpoint, so no other task
-sees anything in between, and nothing that cancels the call can leave breaks untold.
+From the checks to the queueing of breaks and the grants of the reply all is one step, so no other task sees anything in
+between, and nothing that cancels the call can leave breaks untold.
 """
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import S_IFMNT, Fid, PromisedStatus, is_volume_name
 from promisefs_protocol.messages import (
@@ -34,7 +36,7 @@ from promisefs_protocol.messages import (
 from promisefs_protocol.transport import Reply
 
 from .breaker import Contact
-from .operations import Operation, Operations, break_of, now_ns
+from .operations import Later, Operation, Operations, break_of, now_ns
 from .vnodes import Vnode
 
 Promise = Callable[[Vnode], PromisedStatus]
@@ -67,68 +69,85 @@ class NameOperations(Operations):
             Rename: self.rename,
         }
 
-    async def _once(
+    def _once(
         self,
         contact: Contact,
         request: Any,
         files: Callable[[], Iterable[int]],
         apply: Callable[[int], Change],
         new_in_volume: int | None = None,
-    ) -> Reply:
+    ) -> Reply | Later:
         """Carry out `apply`, or give the reply of the first time. `files` are those whose rows it changes."""
+        if self._deletions.has_room and not self._locks.any_held(files()):
+            return self.settled(*self._carry_out(contact, request, apply, new_in_volume))
+        return partial(self._once_later, contact, request, files, apply, new_in_volume)
+
+    async def _once_later(
+        self,
+        contact: Contact,
+        request: Any,
+        files: Callable[[], Iterable[int]],
+        apply: Callable[[int], Change],
+        new_in_volume: int | None,
+    ) -> Reply:
         await self._deletions.wait_room()
         async with self._locks.settled(files):
-            method = METHOD_OF_REQUEST[type(request)]
-            host = contact.host
-            if self._breaker.hosts.by_number(host.number) is not host:
+            if self._breaker.hosts.by_number(contact.host.number) is not contact.host:
                 # Forgotten while this call waited: nothing may be kept for it any more.
                 raise Aborted(AbortCode.NOT_INTRODUCED, "this host has said that it is gone")
-            reply = self._store.replies.find(host.number, request.operation, method)
-            if reply is not None:
-                # The first time may not have been waited for to its end.
-                events = self._breaker.outstanding()
-            else:
-                if new_in_volume is not None:
-                    self._store.volumes.reserve(new_in_volume)
-                with self._database.transaction():
-                    change = apply(now_ns())
-                    self._store.replies.save(host.number, request.operation, method, change.reply(self.unpromised))
-                events = self._breaker.begin(host, change.breaks)
-                for key in change.gone:
-                    self._breaker.promises.delete(key, host.number)
-                self._deletions.add(change.gone)
-                reply = change.reply(lambda vnode: self.promised(contact, vnode))
+            events, reply = self._carry_out(contact, request, apply, new_in_volume)
         await self._breaker.settle(events)
         return reply, None
 
+    def _carry_out(
+        self, contact: Contact, request: Any, apply: Callable[[int], Change], new_in_volume: int | None
+    ) -> tuple[Sequence[trio.Event], Any]:
+        """Return what has to be waited for, and the reply."""
+        method = METHOD_OF_REQUEST[type(request)]
+        host = contact.host
+        reply = self._store.replies.find(host.number, request.operation, method)
+        if reply is not None:
+            # The first time may not have been waited for to its end.
+            return self._breaker.outstanding(), reply
+        if new_in_volume is not None:
+            self._store.volumes.reserve(new_in_volume)
+        with self._database.transaction():
+            change = apply(now_ns())
+            self._store.replies.save(host.number, request.operation, method, change.reply(self.unpromised))
+        events = self._breaker.begin(host, change.breaks)
+        for key in change.gone:
+            self._breaker.promises.delete(key, host.number)
+        self._deletions.add(change.gone)
+        return events, change.reply(lambda vnode: self.promised(contact, vnode))
+
     # New names
 
-    async def _create(
+    def _create(
         self, contact: Contact, request: CreateFile | MakeDir | Symlink, mode: int, target: bytes | None = None
-    ) -> Reply:
+    ) -> Reply | Later:
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.create(
                 self._vnodes.directory(request.directory), request.name, mode, request.uid, request.gid, target, now_ns
             )
             return Change(lambda p: EntryReply(p(directory), p(entry)), (break_of(directory, NAMES),))
 
-        return await self._once(contact, request, lambda: (), apply, request.directory.volume)
+        return self._once(contact, request, lambda: (), apply, request.directory.volume)
 
-    async def create_file(self, contact: Contact, request: CreateFile, bulk: bytes | None) -> Reply:
+    def create_file(self, contact: Contact, request: CreateFile, bulk: bytes | None) -> Reply | Later:
         kind = stat.S_IFMT(request.mode)
         if kind not in CREATABLE_TYPES:
             raise Aborted(AbortCode.PERM, f"files of type {kind:o} cannot be made")
-        return await self._create(contact, request, (kind or stat.S_IFREG) | stat.S_IMODE(request.mode))
+        return self._create(contact, request, (kind or stat.S_IFREG) | stat.S_IMODE(request.mode))
 
-    async def make_dir(self, contact: Contact, request: MakeDir, bulk: bytes | None) -> Reply:
-        return await self._create(contact, request, stat.S_IFDIR | stat.S_IMODE(request.mode))
+    def make_dir(self, contact: Contact, request: MakeDir, bulk: bytes | None) -> Reply | Later:
+        return self._create(contact, request, stat.S_IFDIR | stat.S_IMODE(request.mode))
 
-    async def symlink(self, contact: Contact, request: Symlink, bulk: bytes | None) -> Reply:
+    def symlink(self, contact: Contact, request: Symlink, bulk: bytes | None) -> Reply | Later:
         if b"\0" in request.target:
             raise Aborted(AbortCode.INVAL, "a target has no NUL")
-        return await self._create(contact, request, stat.S_IFLNK | 0o777, request.target)
+        return self._create(contact, request, stat.S_IFLNK | 0o777, request.target)
 
-    async def make_mount_point(self, contact: Contact, request: MakeMountPoint, bulk: bytes | None) -> Reply:
+    def make_mount_point(self, contact: Contact, request: MakeMountPoint, bulk: bytes | None) -> Reply | Later:
         if not is_volume_name(request.volume_name):
             raise Aborted(AbortCode.INVAL, f"{request.volume_name!r} cannot be the name of a volume")
 
@@ -139,9 +158,9 @@ class NameOperations(Operations):
             )  # fmt: skip
             return Change(lambda p: EntryReply(p(directory), p(entry)), (break_of(directory, NAMES),))
 
-        return await self._once(contact, request, lambda: (), apply, request.directory.volume)
+        return self._once(contact, request, lambda: (), apply, request.directory.volume)
 
-    async def link(self, contact: Contact, request: Link, bulk: bytes | None) -> Reply:
+    def link(self, contact: Contact, request: Link, bulk: bytes | None) -> Reply | Later:
         _check_one_volume(request.fid, request.directory)
 
         def apply(now_ns: int) -> Change:
@@ -153,7 +172,7 @@ class NameOperations(Operations):
                 (break_of(directory, NAMES), break_of(entry, Changed.STATUS)),
             )
 
-        return await self._once(contact, request, lambda: (self._vnodes.get(request.fid).key,), apply)
+        return self._once(contact, request, lambda: (self._vnodes.get(request.fid).key,), apply)
 
     # Names that go
 
@@ -171,7 +190,7 @@ class NameOperations(Operations):
         kept = self._store.orphans.hold(entry, holders)
         return not kept, break_of(entry, Changed.STATUS | Changed.DELETED)
 
-    async def remove_file(self, contact: Contact, request: RemoveFile, bulk: bytes | None) -> Reply:
+    def remove_file(self, contact: Contact, request: RemoveFile, bulk: bytes | None) -> Reply | Later:
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.remove_file(
                 self._vnodes.directory(request.directory), request.name, now_ns
@@ -185,9 +204,9 @@ class NameOperations(Operations):
                 (entry.key,) if gone else (),
             )
 
-        return await self._once(contact, request, lambda: self._named(request.directory, request.name), apply)
+        return self._once(contact, request, lambda: self._named(request.directory, request.name), apply)
 
-    async def remove_dir(self, contact: Contact, request: RemoveDir, bulk: bytes | None) -> Reply:
+    def remove_dir(self, contact: Contact, request: RemoveDir, bulk: bytes | None) -> Reply | Later:
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.remove_dir(
                 self._vnodes.directory(request.directory), request.name, now_ns
@@ -198,9 +217,9 @@ class NameOperations(Operations):
                 (entry.key,),
             )
 
-        return await self._once(contact, request, lambda: (), apply)
+        return self._once(contact, request, lambda: (), apply)
 
-    async def remove_mount_point(self, contact: Contact, request: RemoveMountPoint, bulk: bytes | None) -> Reply:
+    def remove_mount_point(self, contact: Contact, request: RemoveMountPoint, bulk: bytes | None) -> Reply | Later:
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.remove_mount_point(
                 self._vnodes.directory(request.directory), request.name, now_ns
@@ -211,9 +230,9 @@ class NameOperations(Operations):
                 (entry.key,),
             )
 
-        return await self._once(contact, request, lambda: (), apply)
+        return self._once(contact, request, lambda: (), apply)
 
-    async def rename(self, contact: Contact, request: Rename, bulk: bytes | None) -> Reply:
+    def rename(self, contact: Contact, request: Rename, bulk: bytes | None) -> Reply | Later:
         _check_one_volume(request.old_directory, request.new_directory)
 
         def files() -> tuple[int, ...]:
@@ -221,7 +240,7 @@ class NameOperations(Operations):
                 request.new_directory, request.new_name
             )
 
-        return await self._once(contact, request, files, lambda now_ns: self._rename(contact, request, now_ns))
+        return self._once(contact, request, files, lambda now_ns: self._rename(contact, request, now_ns))
 
     def _rename(self, contact: Contact, request: Rename, now_ns: int) -> Change:
         flags = RenameFlags(request.flags)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_protocol.ids import PromisedStatus
+from promisefs_protocol.ids import Fid, PromisedStatus
 from promisefs_protocol.messages import (
     Empty,
     FetchData,
@@ -29,7 +31,8 @@ from promisefs_protocol.messages import (
 from promisefs_protocol.transport import Reply
 
 from .breaker import Contact
-from .operations import Operation, Operations, Parts, volume_entry
+from .operations import Later, Operation, Operations, Parts, volume_entry
+from .vnodes import Vnode
 
 MAX_PAGE_ENTRIES = 1024
 """Most entries in one FetchDirectory reply, whatever the client asks for: what is done in one step."""
@@ -57,21 +60,29 @@ class ReadOperations(Operations):
             GetEntryByID: self.get_entry_by_id,
         }
 
-    async def fetch_status(self, contact: Contact, request: FetchStatus, bulk: bytes | None) -> Reply:
+    def fetch_status(self, contact: Contact, request: FetchStatus, bulk: bytes | None) -> Reply:
         return StatusReply(self.promised(contact, self._vnodes.get(request.fid))), None
 
-    async def inline_bulk_status(self, contact: Contact, request: InlineBulkStatus, bulk: bytes | None) -> Reply:
+    def inline_bulk_status(self, contact: Contact, request: InlineBulkStatus, bulk: bytes | None) -> Reply | Later:
+        if len(request.fids) <= BULK_STATUS_STEP:
+            return InlineBulkStatusReply(tuple(self._statuses(contact, request.fids))), None
+        return partial(self._many_statuses, contact, request.fids)
+
+    async def _many_statuses(self, contact: Contact, fids: Sequence[Fid]) -> Reply:
         entries: list[PromisedStatus | int] = []
-        for fid in request.fids:
-            if entries and len(entries) % BULK_STATUS_STEP == 0:
-                await trio.lowlevel.checkpoint()
-            try:
-                entries.append(self.promised(contact, self._vnodes.get(fid)))
-            except Aborted as refusal:
-                entries.append(int(refusal.code))
+        for start in range(0, len(fids), BULK_STATUS_STEP):
+            await trio.lowlevel.checkpoint()
+            entries += self._statuses(contact, fids[start : start + BULK_STATUS_STEP])
         return InlineBulkStatusReply(tuple(entries)), None
 
-    async def lookup(self, contact: Contact, request: Lookup, bulk: bytes | None) -> Reply:
+    def _statuses(self, contact: Contact, fids: Iterable[Fid]) -> Iterator[PromisedStatus | int]:
+        for fid in fids:
+            try:
+                yield self.promised(contact, self._vnodes.get(fid))
+            except Aborted as refusal:
+                yield int(refusal.code)
+
+    def lookup(self, contact: Contact, request: Lookup, bulk: bytes | None) -> Reply:
         directory = self._vnodes.directory(request.directory)
         entry = self._store.directories.lookup(directory, request.name)
         return (
@@ -79,45 +90,47 @@ class ReadOperations(Operations):
             None,
         )
 
-    async def fetch_directory(self, contact: Contact, request: FetchDirectory, bulk: bytes | None) -> Reply:
+    def fetch_directory(self, contact: Contact, request: FetchDirectory, bulk: bytes | None) -> Reply:
         directory = self._vnodes.directory(request.directory)
         limit = min(request.limit, MAX_PAGE_ENTRIES)
         page = self._store.directories.page(directory, request.after, limit + 1)
         entries = tuple([(name, self.promised(contact, vnode)) for name, vnode in page[:limit]])
         return FetchDirectoryReply(self.promised(contact, directory), entries, len(page) > limit), None
 
-    async def fetch_data(self, contact: Contact, request: FetchData, bulk: bytes | None) -> Reply:
+    def fetch_data(self, contact: Contact, request: FetchData, bulk: bytes | None) -> Reply | Later:
         """Status and promise first, then the bytes: they may be newer than their label, never older."""
+        vnode, entry, data = self._begin_fetch(contact, request)
+        if vnode.is_symlink or vnode.is_mount_point:
+            target = self._vnodes.target(vnode.key)
+            return StatusReply(entry), target[request.offset :][: request.length]
+        if data:
+            with self._store.files.pin(vnode.key, create=False) as file:
+                if file is not None and file.read_cached(memoryview(data), request.offset) < len(data):
+                    return partial(self._fetch_from_disk, contact, request)
+        return StatusReply(entry), data
+
+    def _begin_fetch(self, contact: Contact, request: FetchData) -> tuple[Vnode, PromisedStatus, bytearray]:
+        """Return the vnode, what is told of it, and zeros for what is to be read."""
         vnode = self._vnodes.get(request.fid)
         if vnode.is_dir:
             raise Aborted(AbortCode.ISDIR, f"{request.fid} is a directory")
         entry = self.promised(contact, vnode)
-        length = max(0, min(request.length, entry.status.size - request.offset))
-        if vnode.is_symlink or vnode.is_mount_point:
-            target = self._vnodes.target(vnode.key)
-            return StatusReply(entry), target[request.offset :][: request.length]
-        return StatusReply(entry), await self._read(vnode.key, request.offset, length)
+        return vnode, entry, bytearray(max(0, min(request.length, entry.status.size - request.offset)))
 
-    async def _read(self, key: int, offset: int, length: int) -> bytearray:
-        """Bytes of a data file; zeros where it has none."""
-        data = bytearray(length)
-        if not length:
-            return data
-        with self._store.files.pin(key, create=False) as file:
-            if file is not None:
-                view = memoryview(data)
-                done = file.read_cached(view, offset)
-                if done < length:
-                    await trio.to_thread.run_sync(file.read_into, view[done:], offset + done, limiter=self._limiter)
-        return data
+    async def _fetch_from_disk(self, contact: Contact, request: FetchData) -> Reply:
+        vnode, entry, data = self._begin_fetch(contact, request)
+        with self._store.files.pin(vnode.key, create=False) as file:
+            if file is not None and data:
+                await trio.to_thread.run_sync(file.read_into, memoryview(data), request.offset, limiter=self._limiter)
+        return StatusReply(entry), data
 
-    async def get_xattr(self, contact: Contact, request: GetXattr, bulk: bytes | None) -> Reply:
+    def get_xattr(self, contact: Contact, request: GetXattr, bulk: bytes | None) -> Reply:
         return Empty(), self._store.xattrs.get(self._vnodes.get(request.fid), request.name)
 
-    async def list_xattrs(self, contact: Contact, request: ListXattrs, bulk: bytes | None) -> Reply:
+    def list_xattrs(self, contact: Contact, request: ListXattrs, bulk: bytes | None) -> Reply:
         return ListXattrsReply(self._store.xattrs.names(self._vnodes.get(request.fid))), None
 
-    async def get_volume_status(self, contact: Contact, request: GetVolumeStatus, bulk: bytes | None) -> Reply:
+    def get_volume_status(self, contact: Contact, request: GetVolumeStatus, bulk: bytes | None) -> Reply:
         volume = self._store.volumes.get(request.volume)
         disk = os.statvfs(self._store.folder)
         return (
@@ -127,8 +140,8 @@ class ReadOperations(Operations):
             None,
         )
 
-    async def get_entry_by_name(self, contact: Contact, request: GetEntryByName, bulk: bytes | None) -> Reply:
+    def get_entry_by_name(self, contact: Contact, request: GetEntryByName, bulk: bytes | None) -> Reply:
         return volume_entry(self._store, self._store.volumes.by_name(request.name)), None
 
-    async def get_entry_by_id(self, contact: Contact, request: GetEntryByID, bulk: bytes | None) -> Reply:
+    def get_entry_by_id(self, contact: Contact, request: GetEntryByID, bulk: bytes | None) -> Reply:
         return volume_entry(self._store, self._store.volumes.get(request.volume)), None

@@ -16,7 +16,6 @@ import math
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
@@ -33,7 +32,7 @@ from .database import is_full
 from .deletions import Deletions
 from .durability import Durability
 from .hosts import FORGOTTEN_AFTER_S, MAX_HOSTS, Host, HostTable
-from .operations import Operation, Parts
+from .operations import Later, Operation, Parts
 from .operations_data import DataOperations
 from .operations_names import NameOperations
 from .operations_read import ReadOperations
@@ -74,7 +73,7 @@ class Fileserver:
         self.operations: dict[type, Operation] = {}
         self.draining = False
         self.calls_served = 0
-        """Calls that are being served now."""
+        """Calls that could not be answered at once, and are not yet."""
         self._max_promises = max_promises
         self._stop = trio.Event()
         self._idle = trio.Event()
@@ -225,23 +224,23 @@ class Fileserver:
         finally:
             self._sessions.discard(session)
 
-    async def carry_out(
-        self, operation: Callable[[Any, bytes | None], Awaitable[Reply]], request: Any, bulk: bytes | None,
-        description: str, *, growing: bool,
-    ) -> Reply:  # fmt: skip
-        """Carry out one call. What is not `growing` may use the ballast of a full disk. Raise Aborted, OSError."""
+    async def carry_out(self, first: Later, again: Later, what: str, *, growing: bool) -> Reply:
+        """Run what is left of a call. If the disk is full and it is not `growing`, give up the ballast and try `again`.
+
+        Raise Aborted, OSError.
+        """
         self.calls_served += 1
         try:
             try:
-                return await operation(request, bulk)
+                return await first()
             except sqlite3.Error as error:
                 # The transaction was rolled back, so nothing has happened.
                 if growing or not is_full(error) or not self.store.ballast.release():
                     raise
-            return await operation(request, bulk)
+            return await again()
         except sqlite3.Error as error:
             code = AbortCode.NOSPC if is_full(error) else AbortCode.IO
-            log.error("%s: %s: %r", description, type(request).__name__, error)
+            log.error("%s: %r", what, error)
             raise Aborted(code, f"the store: {error}") from None
         finally:
             self.calls_served -= 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -29,6 +32,7 @@ from promisefs_protocol.messages import (
 from promisefs_protocol.transport import Peer, Reply
 
 from .breaker import Contact
+from .operations import Later
 from .vnodes import key_of
 
 if TYPE_CHECKING:
@@ -78,15 +82,28 @@ class Session:
 
     # Calls
 
-    async def _handle(self, request: Any, bulk: bytes | None) -> Reply:
+    def _handle(self, request: Any, bulk: bytes | None) -> Reply | Coroutine[Any, Any, Reply]:
         if self._server.draining:
-            await trio.sleep_forever()
+            return _never()
+        try:
+            result = self._dispatch(request, bulk)
+        except sqlite3.Error as error:
+            result = partial(_fail, error)
+        if isinstance(result, tuple):
+            return result
+        again = partial(self._dispatch_and_wait, request, bulk)
         growing = isinstance(request, _GROWING)
-        return await self._server.carry_out(self._dispatch, request, bulk, self._peer.description, growing=growing)
+        return self._server.carry_out(
+            result, again, f"{self._peer.description}: {type(request).__name__}", growing=growing
+        )
 
-    async def _dispatch(self, request: Any, bulk: bytes | None) -> Reply:
+    async def _dispatch_and_wait(self, request: Any, bulk: bytes | None) -> Reply:
+        result = self._dispatch(request, bulk)
+        return result if isinstance(result, tuple) else await result()
+
+    def _dispatch(self, request: Any, bulk: bytes | None) -> Reply | Later:
         if isinstance(request, Hello):
-            return await self._hello(request), None
+            return partial(self._hello, request)
         contact = self._contact
         if contact is None or self._server.hosts.by_number(contact.host.number) is not contact.host:
             raise Aborted(AbortCode.NOT_INTRODUCED, "HELLO comes first")
@@ -94,13 +111,24 @@ class Session:
         if self._role == Role.CALLBACKS:
             if not isinstance(request, RenewLease):
                 raise Aborted(AbortCode.NOT_INTRODUCED, "this is the callbacks connection")
-            await self._server.breaker.renew(contact, received_s)
-            return Empty(), None
+            return partial(self._renew, contact, received_s)
         if contact.host.stale:
-            await self._server.breaker.wait_fresh(contact, GATE_TIMEOUT_S)
+            return partial(self._when_fresh, contact, request, bulk)
+        return self._operate(contact, request, bulk)
+
+    async def _renew(self, contact: Contact, received_s: float) -> Reply:
+        await self._server.breaker.renew(contact, received_s)
+        return Empty(), None
+
+    async def _when_fresh(self, contact: Contact, request: Any, bulk: bytes | None) -> Reply:
+        await self._server.breaker.wait_fresh(contact, GATE_TIMEOUT_S)
+        result = self._operate(contact, request, bulk)
+        return result if isinstance(result, tuple) else await result()
+
+    def _operate(self, contact: Contact, request: Any, bulk: bytes | None) -> Reply | Later:
         operation = self._server.operations.get(type(request))
         if operation is not None:
-            return await operation(contact, request, bulk)
+            return operation(contact, request, bulk)
         return self._give_up(contact, request), None
 
     def _give_up(self, contact: Contact, request: Any) -> Empty:
@@ -121,7 +149,7 @@ class Session:
 
     # HELLO
 
-    async def _hello(self, hello: Hello) -> HelloReply:
+    async def _hello(self, hello: Hello) -> Reply:
         received_s = trio.current_time()
         if self._contact is not None:
             raise Aborted(AbortCode.NOT_INTRODUCED, "HELLO was said before")
@@ -155,4 +183,12 @@ class Session:
                 # What the host repeats here, and what it does next, comes after all that was begun there.
                 await old.wait_closed()
         lease_ms = int(server.lease_s * 1000)
-        return HelloReply(version, server.store.uuid, server.store.starts, lease_ms, lease_ms)
+        return HelloReply(version, server.store.uuid, server.store.starts, lease_ms, lease_ms), None
+
+
+async def _never() -> Reply:
+    await trio.sleep_forever()
+
+
+async def _fail(error: sqlite3.Error) -> Reply:
+    raise error

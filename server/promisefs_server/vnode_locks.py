@@ -1,4 +1,5 @@
 """Locks of vnodes: who changes a regular file's bytes holds its lock; who changes its row otherwise waits for that.
+What is one synchronous step needs no lock of its own: it only sees that nobody has it (`any_held`).
 
 Only tasks that change bytes keep a lock across a checkpoint, so directories need none: changes of names are one
 synchronous step. Locks are taken in ascending order of keys.
@@ -18,6 +19,10 @@ class VnodeLocks:
 
     def __len__(self) -> int:
         return len(self._locks)
+
+    def any_held(self, keys: Iterable[int]) -> bool:
+        """Whether the bytes of one of these are being changed, or are going to be."""
+        return any(key in self._locks for key in keys)
 
     async def _acquire(self, key: int) -> None:
         lock = self._locks.get(key)

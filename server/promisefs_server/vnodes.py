@@ -4,7 +4,8 @@ Invariants
 I1  `ctime_ns` grows at every change of a row, whatever the clock does (`changed`).
 I2  While bytes are being written, `being_stored` holds the vnode's row from before; readers are told that one
     (`shown`). The committed row has the new data version already, so a crash cannot leave new bytes under an old one.
-I3  Rows in `being_stored` are of vnodes whose lock is held; every change of a row of a regular file takes that lock.
+I3  Rows in `being_stored` are of vnodes whose lock is held; every change of a row of a regular file takes that lock,
+    or is one step while it is free.
 """
 
 from __future__ import annotations
