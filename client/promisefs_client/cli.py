@@ -8,6 +8,7 @@ import logging.handlers
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -15,9 +16,10 @@ import trio
 from rich.console import Console
 
 from .errors import ExitCode, UserError
+from .mmaps_view import fetch_mmaps, mmaps_table
 from .mounts import MountEntry, find_mount, list_mounts
 from .options import parse_options, parse_source
-from .status_view import fetch_status, mount_table, overview, place_of
+from .status_view import error_line, fetch_status, mount_table, overview, place_of
 from .unmounting import unmount as unmount_entry
 
 READY = b"ready\n"
@@ -177,32 +179,41 @@ def umount(mountpoint: str, force: bool, wait_s: float) -> None:
     unmount_entry(find_mount(mountpoint), force, wait_s)
 
 
-@cli.command(epilog="\b\nExamples:\n  promisefs status\n  promisefs status /mnt/home --json")
+@cli.command(
+    epilog="\b\nExamples:\n  promisefs status\n"
+    "  promisefs status /mnt/home --json\n  promisefs status /mnt/home --mmaps"
+)
 @click.argument("mountpoint", type=_UNTOUCHED, required=False)
+@click.option("--mmaps", is_flag=True, help="Files that are open or may be mapped, and the processes that have them.")
 @click.option("--json", "as_json", is_flag=True, help="For programs: one object, or a list of them without MOUNTPOINT.")
-def status(mountpoint: str | None, as_json: bool) -> None:
+def status(mountpoint: str | None, mmaps: bool, as_json: bool) -> None:
     """Show one mount, or all of them. Answers at once, also when a server is away."""
+    fetch = fetch_mmaps if mmaps else fetch_status
     if mountpoint is not None:
-        state = fetch_status(find_mount(mountpoint))
+        report = fetch(find_mount(mountpoint))
         if as_json:
-            click.echo(json.dumps(state))
+            click.echo(json.dumps(report))
         else:
-            Console().print(mount_table(state))
+            Console().print(mmaps_table(report) if mmaps else mount_table(report))
         return
-    states = [_status_or_error(entry) for entry in list_mounts()]
+    reports = [_fetch_or_error(fetch, entry) for entry in list_mounts()]
+    failed = any("error" in report for report in reports)
     if as_json:
-        click.echo(json.dumps(states))
-    elif not states:
+        click.echo(json.dumps(reports))
+    elif not reports:
         click.echo("nothing is mounted")
+    elif mmaps:
+        for report in reports:
+            Console().print(error_line(report) if "error" in report else mmaps_table(report))
     else:
-        Console().print(overview(states))
-    if any("error" in state for state in states):
+        Console().print(overview(reports))
+    if failed:
         sys.exit(ExitCode.FAILURE)
 
 
-def _status_or_error(entry: MountEntry) -> dict[str, Any]:
+def _fetch_or_error(fetch: Callable[[MountEntry], dict[str, Any]], entry: MountEntry) -> dict[str, Any]:
     try:
-        return fetch_status(entry)
+        return fetch(entry)
     except UserError as error:
         return {**place_of(entry), "error": str(error)}
 

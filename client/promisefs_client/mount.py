@@ -32,6 +32,7 @@ from .main_loop import fuse_descriptor, serve_kernel
 from .mounts import device_of
 from .namespace import Namespace
 from .notifications import FuseNotifier
+from .open_files import open_files_report
 from .options import MountOptions, Source
 from .servers import Server, Volume
 from .session import Refused, ServerSession, ServerUnavailable
@@ -198,6 +199,7 @@ class Mount:
             pyfuse3.close(unmount=True)
             raise
         control.commands["status"] = self._report
+        control.commands["mmaps"] = self._mmaps
         try:
             self._callbacks.cell = cell
             nursery.start_soon(control.serve)
@@ -261,3 +263,7 @@ class Mount:
         assert self._cell is not None and self._files is not None
         mounted_s = time.time() - self._started_at
         return mount_report(self._cell, self._files, self._pages, [self._callbacks], mounted_s, self._cell.now())
+
+    async def _mmaps(self, args: dict[str, Any]) -> dict[str, Any]:
+        assert self._cell is not None
+        return open_files_report(self._cell.table, self._cell.now())

@@ -37,7 +37,7 @@ def mount_table(state: dict[str, Any]) -> Table:
         else:
             if isinstance(value, dict):
                 value = ", ".join(f"{name} {count}" for name, count in value.items()) or "none"
-            table.add_row(key.replace("_", " "), Text(_printable(str(value))))
+            table.add_row(key.replace("_", " "), Text(printable(str(value))))
     return table
 
 
@@ -46,9 +46,9 @@ def overview(states: list[dict[str, Any]]) -> Table:
     for title in ("mountpoint", "source", "server", "open", "dirty", "cached", "promises"):
         table.add_column(title, overflow="fold")
     for state in states:
-        where = [Text(_printable(state["mountpoint"])), Text(_printable(state["source"]))]
+        where = [Text(printable(state["mountpoint"])), Text(printable(state["source"]))]
         if "error" in state:
-            table.add_row(*where, Text(_printable(state["error"])), "", "", "", "")
+            table.add_row(*where, Text(printable(state["error"])), "", "", "", "")
             continue
         table.add_row(
             *where,
@@ -74,6 +74,11 @@ def describe_server(server: dict[str, Any]) -> str:
     return f"NOT CONNECTED since {since}{lease}{waiting}"
 
 
-def _printable(text: str) -> str:
-    """Names are bytes; those that are no text are shown escaped."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def error_line(state: dict[str, Any]) -> Text:
+    return Text(printable(state["error"]))
+
+
+def printable(text: str) -> str:
+    """Names are bytes; what is no text, or would move the cursor, is shown escaped."""
+    characters = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in characters)
