@@ -22,6 +22,7 @@ from .failures import reported
 from .membership import ALONE, Membership, membership_in
 from .service import DEFAULT_LEASE_S, Fileserver
 from .store import Store
+from .volume_cli import volume
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ _EPILOG = "Exit codes: 0 ended by SIGTERM or SIGINT, 1 failure, 2 usage or cell 
 @click.version_option(package_name="promisefs", prog_name="promisefsd")
 def main() -> None:
     """The promisefs file server."""
+
+
+main.add_command(volume)
 
 
 @main.command(epilog=_EPILOG)
