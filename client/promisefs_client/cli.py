@@ -207,6 +207,9 @@ def status(mountpoint: str | None, mmaps: bool, as_json: bool) -> None:
             Console().print(error_line(report) if "error" in report else mmaps_table(report))
     else:
         Console().print(overview(reports))
+        for report in reports:
+            if "error" in report:
+                click.echo(f"promisefs: {report['error']}", err=True)
     if failed:
         sys.exit(ExitCode.FAILURE)
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from .errors import ExitCode, UserError
 
 FUSE_TYPE = "fuse.promisefs"
+MAX_LINKS = 40
+"""Symbolic links that are followed one after the other, as by the kernel."""
 
 
 class MountEntry(NamedTuple):
@@ -58,13 +60,28 @@ def uppermost_at(mountpoint: str) -> MountEntry | None:
 
 
 def find_mount(path: str) -> MountEntry:
-    """The promisefs mount at exactly this path, uppermost there. Raise UserError."""
-    parent, name = os.path.split(os.path.abspath(path))
-    for wanted in (os.path.join(os.path.realpath(parent), name), os.path.abspath(path)):
-        entry = uppermost_at(wanted)
-        if entry is not None and entry.kind == FUSE_TYPE:
-            return entry
+    """The promisefs mount at exactly this path, uppermost there; a path may end in symbolic links. Raise UserError."""
+    try:
+        place = os.path.abspath(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: the working directory has been removed", ExitCode.MOUNTPOINT) from None
+    if found := _promisefs_at(place):
+        return found
+    for _ in range(MAX_LINKS):
+        parent, name = os.path.split(place)
+        place = os.path.join(os.path.realpath(parent), name)
+        if found := _promisefs_at(place):
+            return found
+        # Looking at what is mounted on might hang.
+        if uppermost_at(place) is not None or not os.path.islink(place):
+            break
+        place = os.path.normpath(os.path.join(os.path.dirname(place), os.readlink(place)))
     raise UserError(f"{path} is not a promisefs mount; 'promisefs status' lists them", ExitCode.MOUNTPOINT)
+
+
+def _promisefs_at(mountpoint: str) -> MountEntry | None:
+    entry = uppermost_at(mountpoint)
+    return entry if entry is not None and entry.kind == FUSE_TYPE else None
 
 
 def device_of(fuse_fd: int, mountpoint: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import select
 import subprocess
 import time
@@ -29,9 +31,7 @@ def unmount(entry: MountEntry, force: bool, store_wait_s: float) -> None:
         if not force:
             raise
         pid = error.pid if isinstance(error, MountIsSilent) else None
-    reason = _fusermount(entry.mountpoint, lazily=force)
-    if reason:
-        raise UserError(f"{reason}: close what uses it, or --force", ExitCode.BUSY)
+    _fusermount(entry.mountpoint, lazily=force)
     if any(other.device == entry.device for other in list_mounts()):
         return  # it is mounted elsewhere, too: bound there, or under another mount
     deadline = time.monotonic() + EXIT_WAIT_S
@@ -41,14 +41,21 @@ def unmount(entry: MountEntry, force: bool, store_wait_s: float) -> None:
         time.sleep(0.02)
 
 
-def _fusermount(mountpoint: str, lazily: bool) -> str:
-    """Unmount what is uppermost there. Return why that failed, or nothing."""
+def _fusermount(mountpoint: str, lazily: bool) -> None:
+    """Unmount what is uppermost there. Raise UserError."""
     command = ["fusermount3", "-u", *(["-z"] if lazily else []), "--", mountpoint]
+    environment = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_FUSERMOUNT_WAIT_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_FUSERMOUNT_WAIT_S, env=environment)
+    except FileNotFoundError:
+        raise UserError("fusermount3 is missing: install the package fuse3", ExitCode.FUSE) from None
     except subprocess.TimeoutExpired:
-        return f"{mountpoint}: fusermount3 hangs"
-    return done.stderr.strip().removeprefix("fusermount3: ") if done.returncode else ""
+        raise UserError(f"{mountpoint}: fusermount3 hangs", ExitCode.BUSY) from None
+    if done.returncode:
+        reason = done.stderr.strip().removeprefix("fusermount3: ")
+        if os.strerror(errno.EBUSY) in reason:
+            raise UserError(f"{reason}: close what uses it, or --force", ExitCode.BUSY)
+        raise UserError(reason or f"{mountpoint}: fusermount3 failed", ExitCode.FAILURE)
 
 
 def _wait_until_stored(entry: MountEntry, force: bool, wait_s: float) -> int:
@@ -81,5 +88,8 @@ def unmount_own(device: str) -> None:
             continue
         if uppermost_at(entry.mountpoint) != entry:
             log.warning("%s cannot be unmounted: something is mounted over it", entry.mountpoint)
-        elif reason := _fusermount(entry.mountpoint, lazily=True):
-            log.warning("%s", reason)
+            continue
+        try:
+            _fusermount(entry.mountpoint, lazily=True)
+        except UserError as error:
+            log.warning("%s", error)

@@ -100,6 +100,8 @@ def test_mountpoint_that_is_a_removed_working_directory(cell: View, tmp_path: Pa
     script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
     command = [COMMANDS / "promisefs", "mount", cell.running.address, "."]
     call("sh", "-c", f'cd "{tmp_path}" && {script}', "sh", *command).is_refusal(MOUNTPOINT, "does not exist")
+    command = [COMMANDS / "promisefs", "umount", "."]
+    call("sh", "-c", f'cd "{tmp_path}" && {script}', "sh", *command).is_refusal(MOUNTPOINT, "removed")
 
 
 def test_mountpoint_that_is_not_empty(cell: View, tmp_path: Path) -> None:
@@ -268,6 +270,25 @@ def test_mount_status_umount(cell: View, mountpoint: Path) -> None:
     assert not alive(state["pid"])
     assert (cell.a / "f").read_bytes() == b"data"
     assert (cell.a / "g").read_bytes() == b"in use"
+
+
+def test_a_mountpoint_named_by_a_symbolic_link(cell: View, mountpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(mountpoint)
+    (tmp_path / "second").symlink_to("link")
+    assert call("promisefs", "mount", cell.running.address, tmp_path / "second").code == DONE
+    assert call("promisefs", "status", tmp_path / "second").code == DONE
+    assert call("promisefs", "umount", tmp_path / "second") == (DONE, "", "")
+    assert not os.path.ismount(mountpoint)
+    call("promisefs", "umount", tmp_path / "second").is_refusal(MOUNTPOINT, "not a promisefs mount")
+    (tmp_path / "round").symlink_to("round")
+    call("promisefs", "umount", tmp_path / "round").is_refusal(MOUNTPOINT, "not a promisefs mount")
+
+
+def test_umount_without_fusermount3(cell: View, mountpoint: Path) -> None:
+    assert call("promisefs", "mount", cell.running.address, mountpoint).code == DONE
+    refused = call("promisefs", "umount", mountpoint, env={"PATH": "/nonexistent"})
+    refused.is_refusal(FUSE, "fusermount3", "fuse3")
+    assert call("promisefs", "umount", mountpoint).code == DONE
 
 
 @pytest.mark.parametrize("command", ["umount", "status"])

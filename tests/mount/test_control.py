@@ -155,7 +155,8 @@ def test_a_stopped_process(make_cell: MakeCell) -> None:
         assert time.monotonic() - start < 5.0 + 5.0 + PROMPT_S
         overview = run("status")
         assert overview.returncode == FAILED
-        assert "stopped" in overview.stdout
+        assert "no answer" in overview.stdout
+        assert "stopped" in overview.stderr
     finally:
         os.kill(mount.pid, signal.SIGCONT)
     assert run("status", mount.mountpoint).returncode == 0
