@@ -25,6 +25,8 @@ BIN = Path(sys.executable).parent
 LIMIT_S = 900.0
 """For all steps together. They should need far less than 600 s on two cores."""
 _GRACE_S = 10.0
+_LAST_WORDS_S = 30.0
+"""For a step that is interrupted: pytest ends its cells, then says what failed until then."""
 
 
 def steps(pytest_arguments: list[str]) -> list[tuple[str, list[str]]]:
@@ -42,19 +44,19 @@ def steps(pytest_arguments: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def run_step(name: str, command: list[str], environment: dict[str, str], deadline: float) -> bool:
-    """Run one step; return whether it passed. At the deadline its processes get SIGTERM, then SIGKILL."""
+    """Run one step; return whether it passed. At the deadline it is interrupted, at last killed."""
     print(f"== {name}", flush=True)
     began = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, env=environment)
     try:
         status = process.wait(max(1.0, deadline - began))
     except subprocess.TimeoutExpired:
-        process.terminate()
+        print(f"\n== {name}: TIMEOUT, the whole run may take {LIMIT_S:g} s", flush=True)
+        process.send_signal(signal.SIGINT)
         try:
-            process.wait(_GRACE_S)
+            process.wait(_LAST_WORDS_S)
         except subprocess.TimeoutExpired:
             process.kill()
-        print(f"== {name}: TIMEOUT, the whole run may take {LIMIT_S:g} s")
         return False
     except BaseException:
         process.terminate()

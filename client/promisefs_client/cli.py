@@ -19,7 +19,7 @@ from .errors import ExitCode, UserError
 from .mmaps_view import fetch_mmaps, mmaps_table
 from .mounts import MountEntry, find_mount, list_mounts
 from .options import parse_options, parse_source
-from .status_view import error_line, fetch_status, mount_table, overview, place_of
+from .status_view import error_line, fetch_status, mount_table, overview, place_of, printable
 from .unmounting import unmount as unmount_entry
 
 READY = b"ready\n"
@@ -209,7 +209,7 @@ def status(mountpoint: str | None, mmaps: bool, as_json: bool) -> None:
         Console().print(overview(reports))
         for report in reports:
             if "error" in report:
-                click.echo(f"promisefs: {report['error']}", err=True)
+                click.echo(f"promisefs: {printable(report['error'])}", err=True)
     if failed:
         sys.exit(ExitCode.FAILURE)
 
