@@ -40,6 +40,7 @@ from promisefs_protocol.messages import (
 
 from . import clock
 from .clock import Clock
+from .closings import Closings
 from .kernel import KernelCaches
 from .servers import CallMark, Server
 from .session import ServerSession, ServerUnavailable
@@ -65,6 +66,9 @@ MUTATIONS = (
 RENEW_EVERY_S = 30.0
 RENEW_BEFORE_S = 90.0
 """Promises on open files are renewed when less than this is left: a mapping has no other moment to ask."""
+
+GIVE_UP_RETRY_S = 5.0
+"""A server that could not be told of closed files is tried again after this."""
 
 
 class Answer(NamedTuple):
@@ -103,6 +107,8 @@ class Cell:
         self.kernel = kernel
         self.now = now
         """The clock of promises and leases."""
+        self.closings = Closings()
+        self._telling: set[int] = set()  # volumes whose server is being told of them
         self._nursery = nursery
 
     def start(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -230,15 +236,35 @@ class Cell:
         self.table.may_be_idle(vnode)
 
     def give_up_open(self, fids: list[Fid]) -> None:
-        """Tell the servers that these deleted files need not be kept for us."""
-        for part in _parts(fids, MAX_LIST):
-            self.start(self._give_up_open, part)
+        """Tell the servers that these deleted files need not be kept for us; again and again, until they know."""
+        if forgotten := self.closings.add(fids):
+            log.warning("%d files that were removed and closed stay at their server until this mount ends", forgotten)
+        for volume in {fid.volume for fid in fids} - self._telling:
+            self._telling.add(volume)
+            self.start(self._tell_closings, volume)
 
-    async def _give_up_open(self, fids: tuple[Fid, ...]) -> None:
+    async def _tell_closings(self, volume: int) -> None:
+        try:
+            while fids := self.closings.owed(volume, MAX_LIST):
+                if not self.sessions[self.table.volumes[volume].server].connected:
+                    await trio.sleep(GIVE_UP_RETRY_S)
+                elif await self._tell_closed(fids):
+                    self.closings.told(fids)
+                else:
+                    await trio.sleep(GIVE_UP_RETRY_S)
+        finally:
+            self._telling.discard(volume)
+
+    async def _tell_closed(self, fids: tuple[Fid, ...]) -> bool:
+        """Return whether nothing is left to tell."""
         try:
             await self.call(GiveUpOpen(fids))
         except (Aborted, ServerUnavailable) as error:
-            log.warning("giving up %d open files: %s", len(fids), error)
+            if isinstance(error, Aborted) and error.code == AbortCode.VNOVOL:
+                return True  # removed with its volume
+            log.info("giving up %d open files: %s; trying again", len(fids), error)
+            return False
+        return True
 
     # Upkeep
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 from client_mount import ClientMount, World, settled
+from promisefs_client import cell
 from promisefs_client.session import ServerUnavailable
+from promisefs_protocol.abort import AbortCode
 from promisefs_protocol.messages import GiveUpOpen, RemoveFile, Rename
 from server_cell import in_background
 
@@ -63,3 +65,33 @@ async def test_a_removal_without_an_answer_is_given_up_at_the_last_close(world: 
     mount.close(vnode)
     await settled()
     assert [call.fids for call in mount.session.sent_of(GiveUpOpen)] == [(made.fid,)]
+
+
+async def test_a_server_that_could_not_be_told_of_closed_files_is_told_again(
+    world: World, mount: ClientMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell, "GIVE_UP_RETRY_S", 0.01)
+    other = await world.server.connected()
+    vnodes = []
+    for name in (b"1", b"2", b"3"):
+        await other.create(name)
+        vnodes.append(await mount.open(name))
+        await other.unlink(name)
+    assert all(vnode.kept for vnode in vnodes)
+    keys = [vnode.fid.volume << 40 | vnode.fid.vnode for vnode in vnodes]
+    mount.session.refuse[GiveUpOpen] = AbortCode.IO
+    for vnode in vnodes:
+        mount.close(vnode)
+    with trio.fail_after(10):
+        while len(mount.session.sent_of(GiveUpOpen)) < 3:  # noqa: ASYNC110 (nothing says it)
+            await trio.sleep(0.01)
+    assert len(mount.cell.closings) == 3
+    assert all(world.server.server.store.vnodes.find(key) is not None for key in keys)
+    del mount.session.refuse[GiveUpOpen]
+    with trio.fail_after(10):
+        while len(mount.cell.closings):  # noqa: ASYNC110 (nothing says it)
+            await trio.sleep(0.01)
+    assert all(world.server.server.store.vnodes.find(key) is None for key in keys)
+    told = len(mount.session.sent_of(GiveUpOpen))
+    await trio.sleep(0.05)
+    assert len(mount.session.sent_of(GiveUpOpen)) == told

@@ -451,3 +451,29 @@ def test_requests_that_are_not_understood(make_cell: MakeCell, request_line: byt
         with suppress(ConnectionResetError):
             assert lines.readline() == b""
     assert status_of(cell.mountpoint("m1"))["connected"]
+
+
+def test_removed_files_that_are_closed_while_the_server_is_away(make_cell: MakeCell) -> None:
+    """The server is told when it is back: nothing of them stays in its store."""
+    cell = make_cell(mounts=1, server_options=LEASE, mount_options="timeout=60")
+    root = cell.mountpoint("m1")
+
+    def data_files() -> int:
+        return sum(path.is_file() for path in (cell.store / "data").rglob("*"))
+
+    with Outsider() as holder:
+        holder.do("len(fds := [])")
+        for number in range(5):
+            path = str(root / str(number))
+            holder.do(f"fds.append(os.open({path!r}, os.O_RDWR | os.O_CREAT))")
+            holder.do("os.pwrite(fds[-1], b'data', 0), os.fsync(fds[-1])")
+            holder.do(f"os.unlink({path!r})")
+        assert data_files() == 5
+        cell.stop_server(kill=True)
+        holder.do("[os.close(fd) for fd in fds]")
+    wait_for(lambda: status_of(root)["closes_owed"] == 5, "they are closed")
+    assert status_of(root)["waiting"] == 0
+    cell.start_server(*LEASE)
+    assert data_files() == 5
+    wait_for(lambda: status_of(root)["closes_owed"] == 0, "the server is told", 30)
+    wait_for(lambda: data_files() == 0, "they are gone", 30)
