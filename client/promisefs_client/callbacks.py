@@ -102,6 +102,8 @@ class CallbackService:
             return  # cut again, or written here: then the kernel reaches there by itself
         vnode.told_size = max(vnode.told_size, item.grown_to)
         vnode.shown_at = item.grown_to - 1
+        if vnode.contents is not None:
+            vnode.contents.given(vnode.shown_at, byte)
         await cell.kernel.store_byte(item.ino, item.grown_to - 1, byte)
         if vnode.size < item.grown_to or not cell.valid(vnode):
             await cell.drop([KernelWork(vnode.ino, True, False, 0)])  # changed before the kernel took it in

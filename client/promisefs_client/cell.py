@@ -41,6 +41,7 @@ from promisefs_protocol.messages import (
 from . import clock
 from .clock import Clock
 from .closings import Closings
+from .contents import FileContents
 from .kernel import KernelCaches
 from .servers import CallMark, Server
 from .session import ServerSession, ServerUnavailable
@@ -188,13 +189,14 @@ class Cell:
 
     async def drop(self, work: list[KernelWork]) -> None:
         """Have the kernel drop this; pages it writes back meanwhile are compared with their twins."""
-        try:
-            await self.kernel.drop(work)
-        finally:
-            for item in work:
-                vnode = self.table.by_ino(item.ino)
-                if item.pages and vnode is not None and vnode.contents is not None:
-                    vnode.contents.forget_twins()
+        twins: list[tuple[FileContents, int]] = []
+        for item in work:
+            vnode = self.table.by_ino(item.ino)
+            if item.pages and vnode is not None and vnode.contents is not None:
+                twins.append((vnode.contents, vnode.contents.keep_twins()))
+        await self.kernel.drop(work)
+        for contents, number in twins:
+            contents.forget_twins(number)
 
     # Kernel caches found stale without a break
 

@@ -13,15 +13,15 @@ Who fetches samples `fill_epoch` first, calls `set_version` with the status of t
 fills that were in flight when clean blocks were dropped or cut, or a store ended that they may have missed, whatever
 they are labelled.
 
-A break makes the kernel write dirty mapped pages back, whole, the other client's old bytes included. So the clean
-blocks that a break drops stay as *twins* until the kernel has dropped its pages: of a page written meanwhile only the
-bytes that differ from its twin are dirty.
+The kernel writes dirty mapped pages back whole, bytes included that nobody here wrote and another client may have
+changed since. What of such a page counts as written: `whole_pages`.
 
 Invariants:
 I1  Clean blocks exist only while `version` is not None, and all are of that version.
 I2  No clean block reaches past `server_size`. Where it ends before that, and past `server_size`, the file has zeros.
 I3  Extents in storing do not overlap.
 I4  The cache's `dirty_bytes` contains this file's `dirty_bytes` exactly.
+I5  A presumed page is dirty from end to end, below `server_size`, and `version` is not None.
 
 Every method is synchronous and so atomic to other tasks. Offsets and sizes are bytes. Callers see to it that a
 truncation is not sent while bytes past the new size are being stored: the server's order of the two would be unknown.
@@ -29,21 +29,11 @@ truncation is not sent while bytes past the new size are being stored: the serve
 
 from __future__ import annotations
 
-import mmap
-import re
-from collections.abc import Iterator
-
 from .dirty import STORE_BYTES, Buffer, DirtyBytes, StoreExtent, StoringBytes
 from .pagecache import BLOCK_BYTES, CleanBlock, PageCache
+from .whole_pages import PAGE_BYTES, PresumedPages, Twins, Version, agreeing, certain_parts, differing
 
-__all__ = ["BLOCK_BYTES", "STORE_BYTES", "FileContents", "PageCache", "StoreExtent"]
-
-PAGE_BYTES = mmap.PAGESIZE
-"""What the kernel writes back of a mapping is whole pages, but for the end of the file."""
-_CHANGED = re.compile(rb"[^\0]+")
-
-Version = tuple[int, int]
-"""Incarnation of the volume, data version of the file."""
+__all__ = ["BLOCK_BYTES", "PAGE_BYTES", "STORE_BYTES", "FileContents", "PageCache", "StoreExtent"]
 
 
 def _piece(data: Buffer, start: int, end: int) -> bytes:
@@ -59,7 +49,9 @@ class FileContents:
         self._clean: dict[int, CleanBlock] = {}
         self._storing = StoringBytes()
         self._dirty = DirtyBytes()
-        self._twins: dict[int, bytes] = {}
+        self._twins = Twins()
+        self._presumed = PresumedPages()
+        self._drops = 0
         self.version: Version | None = None
         """Label of the clean blocks. None: there are none, and nothing is known about the server's bytes."""
         self.server_size = 0
@@ -69,18 +61,19 @@ class FileContents:
 
     # What the server says
 
-    def set_version(self, version: Version, server_size: int) -> bool:
+    def set_version(self, version: Version, server_size: int, *, keep_twins: bool = False) -> bool:
         """Adopt a version and size that the server told.
 
         If it is the label already, only the size is taken and the result is False. Else clean blocks of another
         version go, fills in flight are void, and the result is True. When there was no label, nothing needs to be
         voided (dropping it did that), so the reply that brings a first label may bring the first blocks as well.
+        `keep_twins` as in `drop_clean`.
         """
         if version == self.version:
             self._resize_server(server_size)
             return False
         if self.version is not None:
-            self.drop_clean()
+            self.drop_clean(keep_twins=keep_twins)
         self.version = version
         self.server_size = server_size
         return True
@@ -93,23 +86,39 @@ class FileContents:
     def drop_clean(self, *, keep_twins: bool = False) -> None:
         """Forget all the server said, and void fills in flight.
 
-        `keep_twins`: the kernel may still write back pages that were made of these blocks; `forget_twins` follows.
+        `keep_twins`: the kernel may still write back pages that were made of these blocks, and is told to drop them.
         """
-        self.fill_epoch += 1
-        self.version = None
         if keep_twins:
             self.keep_twins()
+        self._presume_nothing()
+        self._drops += 1
+        self.fill_epoch += 1
+        self.version = None
         for block in list(self._clean.values()):
             self._cache.remove(block)
 
-    def keep_twins(self) -> None:
-        """The kernel is about to write back pages that may have been made of the clean blocks."""
-        for index, block in self._clean.items():
-            self._twins.setdefault(index, block.data)
+    def keep_twins(self) -> int:
+        """The kernel is about to write back pages that may have been made of the clean blocks, and then to drop them.
 
-    def forget_twins(self) -> None:
-        """The kernel has no pages left from before the break."""
-        self._twins.clear()
+        Return a number for `forget_twins`.
+        """
+        number = self._twins.begin_drop()
+        for index, block in self._clean.items():
+            if index not in self._twins:
+                start = index * BLOCK_BYTES
+                data = self.read(start, len(block.data), start + len(block.data)) if self.is_dirty else block.data
+                assert data is not None, "a clean block can be read"
+                self._twins.keep(index, bytes(data))
+        return number
+
+    def forget_twins(self, number: int) -> None:
+        """The kernel has no pages left from before that call of `keep_twins`."""
+        self._twins.end_drop(number)
+
+    def given(self, offset: int, data: Buffer) -> None:
+        """The kernel takes these bytes for the file's from now on."""
+        if self._twins and len(data):
+            self._twins.given(offset, data)
 
     def fill(self, index: int, data: Buffer, epoch: int, version: Version) -> bool:
         """Add fetched bytes, which begin at block `index`, as clean blocks; return whether they were usable.
@@ -155,7 +164,7 @@ class FileContents:
         end = min(offset + length, size)
         if end <= offset:
             return b""
-        if self.is_dirty and (self._dirty.overlaps(offset, end) or self._storing.overlaps(offset, end)):
+        if self.is_dirty and (self._dirty.overlaps(offset, end) or self._storing.shown.overlaps(offset, end)):
             return self._read_layers(offset, end)
         first = offset // BLOCK_BYTES
         block_start = first * BLOCK_BYTES
@@ -210,7 +219,7 @@ class FileContents:
                 target[a - offset : b - offset] = data
             elif not self._covered(a, self._server_end(b)):
                 return None
-        self._storing.copy_into(target, offset)
+        self._storing.shown.copy_into(target, offset)
         self._dirty.copy_into(target, offset)
         return target.toreadonly()
 
@@ -223,7 +232,7 @@ class FileContents:
         if not self.is_dirty:
             return start >= end
         while start < end:
-            after = max(self._dirty.covered_to(start), self._storing.covered_to(start))
+            after = max(self._dirty.covered_to(start), self._storing.shown.covered_to(start))
             if after == start:
                 return False
             start = after
@@ -260,29 +269,92 @@ class FileContents:
         """Whether this byte is dirty or storing."""
         return self._covered(offset, offset + 1)
 
-    def write(self, offset: int, data: Buffer) -> None:
-        """Lay `data` over everything. Bytes objects may be kept; other buffers are copied."""
+    def write(self, offset: int, data: Buffer, *, mapped: bool = False, promised: bool = False) -> None:
+        """Lay `data` over everything. Bytes objects may be kept; other buffers are copied.
+
+        `mapped`: these may be whole pages of which a process wrote only some bytes through a mapping. `promised`: the
+        server would tell before it accepted another client's change, so what equals the clean bytes equals its own.
+        """
         before = self._dirty.size_bytes
-        if self._twins and offset % PAGE_BYTES == 0:
-            for start, piece in self._differing(offset, bytes(data)):
-                self._dirty.write(start, piece)
+        if mapped and offset % PAGE_BYTES == 0 and len(data):
+            self._write_pages(offset, bytes(data), promised)
         else:
-            self._dirty.write(offset, data)
+            self._write_certain(offset, data)
+        self.given(offset, data)
         self._cache.dirty_bytes += self._dirty.size_bytes - before
         self._cache.evict()
 
-    def _differing(self, offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Split what the kernel writes in whole pages into what differs from the twins: all, where there is none."""
-        for at in range(0, len(data), PAGE_BYTES):
-            page = data[at : at + PAGE_BYTES]
-            index, within = divmod(offset + at, BLOCK_BYTES)
-            twin = self._twins.get(index, b"")[within : within + len(page)]
-            if len(twin) < len(page):
-                yield offset + at, page
-                continue
-            changes = (int.from_bytes(page, "big") ^ int.from_bytes(twin, "big")).to_bytes(len(page), "big")
-            for run in _CHANGED.finditer(changes):
-                yield offset + at + run.start(), page[run.start() : run.end()]
+    def _write_pages(self, offset: int, data: bytes, promised: bool) -> None:
+        """Take what may be pages written back from a mapping: all at once if nothing is special about them."""
+        blocks = range(offset // BLOCK_BYTES, (offset + len(data) - 1) // BLOCK_BYTES + 1)
+        if not self._twins and not (promised and any(index in self._clean for index in blocks)):
+            self._write_certain(offset, data)
+        elif self._twins or not self._presume(offset, data, promised):
+            for at in range(offset, offset + len(data), PAGE_BYTES):
+                self._write_page(at, data[at - offset : at - offset + PAGE_BYTES], promised)
+
+    def _presume(self, offset: int, data: bytes, promised: bool) -> bool:
+        """Make whole pages dirty, if none of their bytes is, and it is known what the server has; else return False."""
+        end = offset + len(data)
+        if not promised or self.version is None or end > self.server_size or self._dirty.overlaps(offset, end):
+            return False
+        known = self.read(offset, len(data), end)
+        if known is None:
+            return False
+        self._dirty.write(offset, data)
+        for at in range(offset, end, PAGE_BYTES):
+            base = bytes(known[at - offset : at - offset + PAGE_BYTES])
+            self._presumed.add(at // PAGE_BYTES, base, self.version)
+        return True
+
+    def _write_page(self, at: int, page: bytes, promised: bool) -> None:
+        end = at + len(page)
+        known: bytes | memoryview | None = self._twins.of(at, len(page))
+        if known is None and promised and self.version is not None:
+            base = self._presumed.get(at // PAGE_BYTES)
+            if base is not None and len(base) == len(page):
+                self._dirty.write(at, page)
+                return
+            if self._presume(at, page, promised):
+                return
+            if self._dirty.run_end(at, end) < end:
+                known = self.read(at, len(page), min(end, self.server_size))
+        if known is None:
+            self._write_certain(at, page)
+            return
+        for a, b in differing(page[: len(known)], bytes(known)):
+            self._write_certain(at + a, page[a:b])
+        self._write_certain(at + len(known), page[len(known) :])
+
+    def _write_certain(self, offset: int, data: Buffer) -> None:
+        """Take bytes that were written, all of them."""
+        if len(data):
+            self._make_certain(offset, offset + len(data))
+            self._dirty.write(offset, data)
+
+    def _make_certain(self, start: int, end: int) -> None:
+        """Before all bytes of the range are overwritten or dropped: presume nothing of their pages any more."""
+        for page in self._presumed.overlapping(start, end):
+            if page in self._presumed.cut(start, end):
+                self._settle(page)
+            else:
+                self._presumed.pop(page)
+
+    def _settle(self, page: int) -> None:
+        """Leave of a presumed page only what was written."""
+        base = self._presumed.pop(page)
+        at = page * PAGE_BYTES
+        now = bytearray(len(base))
+        self._dirty.copy_into(memoryview(now), at)
+        for a, b in agreeing(bytes(now), base):
+            self._dirty.remove(at + a, at + b)
+
+    def _presume_nothing(self) -> None:
+        before = self._dirty.size_bytes
+        for page in self._presumed.pages():
+            self._settle(page)
+        self._storing.presume_nothing()
+        self._cache.dirty_bytes += self._dirty.size_bytes - before
 
     def begin_store(self, max_bytes: int, *, whole_only: bool = False) -> StoreExtent | None:
         """Move one extent from dirty to storing and return it; None if there is none that may begin now.
@@ -300,7 +372,15 @@ class FileContents:
         if found is None:
             return None
         start, end = found
-        extent = StoreExtent(start, self._dirty.take(start, end))
+        if cut := self._presumed.cut(start, end):
+            before = self._dirty.size_bytes
+            for page in cut:
+                self._settle(page)
+            self._cache.dirty_bytes += self._dirty.size_bytes - before
+            return self.begin_store(max_bytes, whole_only=whole_only)
+        since = self._presumed.since
+        bases = {page: self._presumed.pop(page) for page in self._presumed.overlapping(start, end)}
+        extent = StoreExtent(start, self._dirty.take(start, end), bases, since if bases else None, self._drops)
         self._storing.add(extent)
         return extent
 
@@ -356,20 +436,34 @@ class FileContents:
         self.server_size = max(self.server_size, extent.end)
         return complete
 
-    def store_failed(self, extent: StoreExtent) -> None:
+    def store_failed(self, extent: StoreExtent, *, changed: bool = False) -> None:
         """The server refused the extent or did not answer: it is dirty again, under what was written meanwhile.
 
         If it did not answer, its bytes and version are not known any more: the caller calls `drop_clean` as well.
+        `changed`: it refused since another client has changed the file, so nothing is to be presumed.
         """
         self._storing.remove(extent)
+        if changed:
+            self._presume_nothing()
         before = self._dirty.size_bytes
-        self._dirty.write_under(extent.offset, extent.data)
+        for page in self._presumed.overlapping(extent.offset, extent.end):
+            self._settle(page)
+        still_presumed = not changed and self.version is not None and extent.drops == self._drops
+        if still_presumed and not self._dirty.overlaps(extent.offset, extent.end):
+            self._dirty.write(extent.offset, extent.data)
+            for page, base in extent.bases.items():
+                assert extent.since is not None
+                self._presumed.add(page, base, extent.since)
+        else:
+            for offset, piece in certain_parts(extent.offset, extent.data, extent.bases):
+                self._dirty.write_under(offset, piece)
         self._cache.dirty_bytes += self._dirty.size_bytes - before - extent.length
         self._cache.evict()
 
     def discard_dirty(self, start: int, end: int | None) -> list[tuple[int, int]]:
         """Drop dirty (not storing) bytes from `start` to `end`, None being infinity; return the ranges dropped."""
         before = self._dirty.size_bytes
+        self._make_certain(start, max(self._dirty.end, start) if end is None else end)
         removed = self._dirty.remove(start, max(self._dirty.end, start) if end is None else end)
         self._cache.dirty_bytes += self._dirty.size_bytes - before
         return removed
@@ -395,3 +489,8 @@ class FileContents:
         self._storing.check_invariants()
         self._dirty.check_invariants()
         assert self._cache.dirty_bytes >= self.dirty_bytes, "I4"
+        for page in self._presumed.pages():
+            base = self._presumed.get(page)
+            assert base is not None and self.version is not None, "I5"
+            start, end = page * PAGE_BYTES, page * PAGE_BYTES + len(base)
+            assert self._dirty.run_end(start, end) == end <= self.server_size, "I5"

@@ -14,9 +14,11 @@ I4  Data of a storing extent never changes: it has left the dirty layer, the onl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
+
+from .whole_pages import certain_parts
 
 STORE_BYTES = 1 << 20
 """A cell: what write-behind stores at once, aligned. The most that one StoreData carries."""
@@ -33,6 +35,12 @@ class StoreExtent:
 
     offset: int
     data: bytes | bytearray
+    bases: dict[int, bytes] = field(default_factory=dict)
+    """Of the presumed pages in it (`whole_pages`)."""
+    since: tuple[int, int] | None = None
+    """Present iff there are such: to be stored only if no other client changed the file after this version."""
+    drops: int = 0
+    """How often the clean bytes had been dropped before."""
 
     @property
     def length(self) -> int:
@@ -106,20 +114,57 @@ class _Layer:
         assert size_bytes == self.size_bytes, "I3"
 
 
+class _ShownBytes(_Layer):
+    """What readers see of the extents on their way to the server."""
+
+    __slots__ = ()
+
+    def add(self, offset: int, data: bytes | bytearray) -> None:
+        self._extents[offset] = data
+        self.size_bytes += len(data)
+
+    def remove(self, offset: int) -> None:
+        self.size_bytes -= len(self._extents.pop(offset))
+
+
 class StoringBytes(_Layer):
     """Extents on their way to the server."""
 
-    __slots__ = ()
+    __slots__ = ("_on_their_way", "shown")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown = _ShownBytes()
+        self._on_their_way: dict[StoreExtent, list[int]] = {}  # with the offsets of its parts in `shown`
 
     def add(self, extent: StoreExtent) -> None:
         assert not self.overlaps(extent.offset, extent.end), "two stores of one byte: their order would be undefined"
         self._extents[extent.offset] = extent.data
         self.size_bytes += extent.length
+        self.shown.add(extent.offset, extent.data)
+        self._on_their_way[extent] = [extent.offset]
 
     def remove(self, extent: StoreExtent) -> None:
-        assert self._extents.get(extent.offset) is extent.data, "this extent is not being stored"
+        for offset in self._on_their_way.pop(extent):
+            self.shown.remove(offset)
         del self._extents[extent.offset]
         self.size_bytes -= extent.length
+
+    def presume_nothing(self) -> None:
+        """Show only what was written for certain."""
+        for extent, offsets in self._on_their_way.items():
+            if extent.bases:
+                for offset in offsets:
+                    self.shown.remove(offset)
+                offsets.clear()
+                for offset, piece in certain_parts(extent.offset, extent.data, extent.bases):
+                    self.shown.add(offset, piece)
+                    offsets.append(offset)
+
+    def check_invariants(self) -> None:
+        super().check_invariants()
+        self.shown.check_invariants()
+        assert sorted(extent.offset for extent in self._on_their_way) == list(self._extents)
 
 
 class DirtyBytes(_Layer):

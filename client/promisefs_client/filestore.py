@@ -21,7 +21,7 @@ import time
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_protocol.messages import MAX_BULK_BYTES, FetchData, StoreData, StoreStatus, Sync
+from promisefs_protocol.messages import MAX_BULK_BYTES, FetchData, FileVersion, StoreData, StoreStatus, Sync
 
 from .cell import Cell
 from .contents import BLOCK_BYTES, FileContents, PageCache, StoreExtent
@@ -110,6 +110,7 @@ class FileStore:
             _, end = readahead.want(offset, length)
             data = contents.read(offset, length, size)
             if data is not None:
+                contents.given(offset, data)
                 self._fetch_ahead(vnode, contents, offset + length, min(end, size))
                 if not cell.valid(vnode):
                     cell.drop_pages_later(vnode)  # good for this answer, but nobody would tell us of a change
@@ -200,7 +201,7 @@ class FileStore:
             if state.failure is not None and self._cache.dirty_bytes > self._cache.limit_bytes:
                 raise state.failure  # no more can be kept, and the server does not take it
             state = self._state(vnode)
-        contents.write(offset, data)
+        contents.write(offset, data, mapped=vnode.read_write_opens > 0, promised=self._cell.valid(vnode))
         if not contents.is_dirty:
             return  # pages written back for a break, with nothing of our own in them
         vnode.written_ns = time.time_ns()
@@ -240,6 +241,8 @@ class FileStore:
             raise FsError(errno.ESTALE)  # every fsync and close says so from now on
         state = self._states.get(vnode)
         if not sync and (state is None or not vnode.is_dirty):
+            if state is not None:
+                self._settle(state)  # what was dirty may have turned out not to be
             return
         state = self._state(vnode)
         try:
@@ -312,8 +315,8 @@ class FileStore:
         if first is None:
             return False
         if not contents.waiting_bytes:
-            await self._store_extent(vnode, contents, first, sync_if_single)
-            return sync_if_single
+            stored = await self._store_extent(vnode, contents, first, sync_if_single)
+            return stored and sync_if_single
         failures: list[Exception] = []
         slots = trio.Semaphore(STORES_IN_FLIGHT)
 
@@ -341,21 +344,27 @@ class FileStore:
             raise failures[0]
         return False
 
-    async def _store_extent(self, vnode: Vnode, contents: FileContents, extent: StoreExtent, sync: bool) -> None:
+    async def _store_extent(self, vnode: Vnode, contents: FileContents, extent: StoreExtent, sync: bool) -> bool:
+        """Return whether the server has it; if not, another client's change came before, and less of it is dirty."""
         cell = self._cell
-        request = StoreData(vnode.fid, extent.offset, vnode.written_ns, sync)
+        since = None if extent.since is None else FileVersion(*extent.since)
+        request = StoreData(vnode.fid, extent.offset, vnode.written_ns, sync, since)
         try:
             async with cell.ask(request, extent.data) as answer:
                 contents.stored(extent, True)
                 cell.table.install_own_data(answer.reply.entry, answer.mark)
-        except Aborted:
-            contents.store_failed(extent)
+        except Aborted as refusal:
+            changed = refusal.code == AbortCode.CHANGED
+            contents.store_failed(extent, changed=changed)
+            if changed:
+                return False
             raise
         except BaseException:
             contents.store_failed(extent)
             contents.drop_clean()  # the server may have it all the same
             raise
         cell.drop_stale_later()
+        return True
 
     async def truncate(self, vnode: Vnode, change: StoreStatus) -> None:
         """Set the size, and whatever else `change` holds. Raise Aborted, ServerUnavailable."""
@@ -403,7 +412,7 @@ class FileStore:
             now = trio.current_time()
             for state in list(self._states.values()):
                 due = state.dirty_since is not None and state.dirty_since + STORE_AFTER_S <= now
-                if due and state.retry_at <= now and state.vnode.is_dirty:
+                if due and state.retry_at <= now:
                     await self._store_quietly(state.vnode)
 
 

@@ -76,12 +76,12 @@ def _handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corou
 
 
 class _OpenFile:
-    __slots__ = ("_appends", "_may_be_mapped", "readahead", "vnode")
+    __slots__ = ("_appends", "readahead", "reads_and_writes", "vnode")
 
     def __init__(self, vnode: Vnode, flags: int) -> None:
         self.vnode = vnode
         self._appends = bool(flags & os.O_APPEND)
-        self._may_be_mapped = flags & os.O_ACCMODE == os.O_RDWR
+        self.reads_and_writes = flags & os.O_ACCMODE == os.O_RDWR
         self.readahead = Readahead()
 
     def appends(self, offset: int) -> bool:
@@ -91,7 +91,7 @@ class _OpenFile:
         What it knows is no more than a guess: it ignores sizes that an invalidation overtook.
         """
         begins_as_pages_do = offset % mmap.PAGESIZE == 0 and offset < self.vnode.told_size
-        return self._appends and not (self._may_be_mapped and begins_as_pages_do)
+        return self._appends and not (self.vnode.read_write_opens and begins_as_pages_do)
 
 
 class _OpenDirectory:
@@ -308,7 +308,8 @@ class Operations(pyfuse3.Operations):
         """A handle for a vnode that is counted as open already."""
         vnode.kernel_pages = True
         handle = self._new_handle()
-        self._open_files[handle] = _OpenFile(vnode, flags)
+        file = self._open_files[handle] = _OpenFile(vnode, flags)
+        vnode.read_write_opens += file.reads_and_writes
         self._table.open_mmaps.opened(vnode, handle)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
@@ -380,7 +381,7 @@ class Operations(pyfuse3.Operations):
         except (Aborted, FsError, ServerUnavailable):
             return  # logged and kept by the store, which tries again; nobody reads the result of a release
         finally:
-            del self._open_files[fh]
+            vnode.read_write_opens -= self._open_files.pop(fh).reads_and_writes
             self._table.open_mmaps.released(vnode, fh)
             self._cell.close_handle(vnode)
             self._files.released(vnode)

@@ -56,6 +56,7 @@ class Vnode:
         "parent",
         "pending_mtime_ns",
         "promise_until",
+        "read_write_opens",
         "shown_at",
         "status",
         "target",
@@ -72,6 +73,7 @@ class Vnode:
         self.promise_until = 0.0  # client's monotonic clock; 0: no promise
         self.lookups = 0  # references the kernel holds
         self.opens = 0  # handles the kernel holds; a mapping keeps its handle open until the last munmap
+        self.read_write_opens = 0  # of these, those that a writable shared mapping may belong to
         self.kernel_pages = False  # the kernel may have pages of this file
         self.deleted = False  # the last name is gone; lives on through open handles
         self.kept = False  # deleted, but the server keeps it for us until GiveUpOpen

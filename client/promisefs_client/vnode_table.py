@@ -134,7 +134,8 @@ class VnodeTable:
         contents = vnode.contents
         if contents is not None and (vnode.own_versions or contents.version not in (None, vnode.status.version)):
             vnode.own_versions.clear()
-            if contents.set_version(vnode.status.version, vnode.status.size) and vnode.kernel_pages:
+            other = contents.set_version(vnode.status.version, vnode.status.size, keep_twins=vnode.kernel_pages)
+            if other and vnode.kernel_pages:
                 self.found_stale.append(KernelWork(vnode.ino, True, False, 0))
 
     def _advance(self, vnode: Vnode, contents: FileContents, status: Status) -> None:
@@ -167,7 +168,8 @@ class VnodeTable:
         own = contents is not None and (vnode.own_versions or (promised and contents.is_storing))
         if contents is not None and not own:
             had_label = contents.version is not None
-            if contents.set_version(status.version, status.size) and had_label and vnode.kernel_pages:
+            other = contents.set_version(status.version, status.size, keep_twins=vnode.kernel_pages)
+            if other and had_label and vnode.kernel_pages:
                 self.found_stale.append(KernelWork(vnode.ino, True, False, 0))
         if vnode.names is not None and vnode.names.version != status.version:
             vnode.names = None

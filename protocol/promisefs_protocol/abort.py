@@ -36,6 +36,7 @@ class AbortCode(enum.IntEnum):
     NOTSUP = 95
     DQUOT = 122
     XATTR_TOO_BIG = 123  # E2BIG
+    CHANGED = 124  # another client has changed the file's bytes since the version named
     UNKNOWN_METHOD = 200
     BAD_MESSAGE = 201  # arguments of the wrong type, number or size
     BAD_VERSION = 202  # no protocol version in common
@@ -72,6 +73,7 @@ _ERRNO: dict[AbortCode, int] = {
     AbortCode.NOTSUP: errno.EOPNOTSUPP,
     AbortCode.DQUOT: errno.EDQUOT,
     AbortCode.XATTR_TOO_BIG: errno.E2BIG,
+    AbortCode.CHANGED: errno.EBUSY,
     AbortCode.UNKNOWN_METHOD: errno.EOPNOTSUPP,
     AbortCode.BAD_MESSAGE: errno.EINVAL,
     AbortCode.BAD_VERSION: errno.EPROTONOSUPPORT,

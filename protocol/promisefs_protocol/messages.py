@@ -159,13 +159,23 @@ class FetchData(NamedTuple):
     length: BulkSize
 
 
+class FileVersion(NamedTuple):
+    incarnation: U64  # of the volume
+    data_version: U64
+
+
 class StoreData(NamedTuple):
-    """Write the bulk bytes at `offset`. With `sync` they are durable when the reply comes."""
+    """Write the bulk bytes at `offset`. With `sync` they are durable when the reply comes.
+
+    `since`: abort CHANGED if another client has changed the bytes of the file after that version, or if that is not
+    known. It is given when some of the bulk is what the file is taken to have there anyway.
+    """
 
     fid: Fid
     offset: Size
     mtime_ns: TimeNs | None  # None: the server's clock
     sync: bool
+    since: FileVersion | None = None
 
 
 class StoreStatus(NamedTuple):

@@ -32,6 +32,7 @@ from .breaker import Contact
 from .datafiles import DataFile
 from .operations import Later, Operation, Operations, Parts, break_of, now_ns
 from .vnodes import Vnode, key_of
+from .writers import Writers
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class DataOperations(Operations):
         self._limiter = trio.CapacityLimiter(WRITE_THREADS)
         self._inline_since_s = 0.0
         self._inline_bytes = 0
+        self._writers = Writers()
 
     def table(self) -> dict[type, Operation]:
         return {
@@ -77,6 +79,7 @@ class DataOperations(Operations):
         vnode = self._regular(request)
         if not bulk:
             return StatusReply(self.promised(contact, vnode)), None
+        self._check_unchanged(contact, vnode, request)
         if not self._may_write_here(vnode, request.offset, len(bulk)):
             return partial(self._store_later, contact, request, bulk)
         with self._store.files.pin(vnode.key, create=True) as file:
@@ -96,10 +99,22 @@ class DataOperations(Operations):
             vnode = self._regular(request)
             if not bulk:
                 return StatusReply(self.promised(contact, vnode)), None
+            self._check_unchanged(contact, vnode, request)
             with trio.CancelScope(shield=True):
                 vnode, failure = await self._store_bytes(vnode, request, bulk)
             answer = self._answer_store(contact, request, vnode, failure)
         return answer if isinstance(answer, tuple) else await answer()
+
+    def _check_unchanged(self, contact: Contact, vnode: Vnode, request: StoreData) -> None:
+        """Abort CHANGED unless nobody but this host is known to have changed the bytes after `since`."""
+        since = request.since
+        if since is None:
+            return
+        last = vnode.data_version
+        same = since.data_version == last
+        same |= self._writers.only(vnode.key, contact.host.number, since.data_version, last)
+        if not same or since.incarnation != self._vnodes.status(vnode).incarnation:
+            raise Aborted(AbortCode.CHANGED, f"{request.fid} is not as of version {since.data_version}")
 
     async def _store_bytes(self, vnode: Vnode, request: StoreData, data: bytes) -> tuple[Vnode, Exception | None]:
         """Commit the new version, write the bytes, publish. Return the row, and what went wrong after the commit.
@@ -148,6 +163,7 @@ class DataOperations(Operations):
     def _answer_store(
         self, contact: Contact, request: StoreData, vnode: Vnode, failure: Exception | None
     ) -> Reply | Later:
+        self._writers.changed(vnode.key, contact.host.number, vnode.data_version)
         events = self._breaker.begin(contact.host, [break_of(vnode, Changed.STATUS | Changed.DATA)])
         reply = StatusReply(self.promised(contact, vnode))
         if failure is not None:
@@ -207,6 +223,7 @@ class DataOperations(Operations):
             if self._resizes(vnode, request):
                 with trio.CancelScope(shield=True):
                     events, reply = await self._resize(contact, vnode, request, request.size or 0)
+                    self._writers.changed(vnode.key, contact.host.number, vnode.data_version + 1)
             else:
                 events, reply = self._store_attributes(contact, vnode, request)
         await self._breaker.settle(events)

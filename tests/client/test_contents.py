@@ -426,9 +426,10 @@ def test_a_page_written_back_during_a_break_is_dirty_only_where_it_differs_from_
     contents.set_version((1, 1), PAGE_BYTES)
     contents.fill(0, page_with(), contents.fill_epoch, (1, 1))
     contents.drop_clean(keep_twins=True)
-    contents.write(0, page_with(at3=65, at4=66, at9=67))
+    drop = contents.keep_twins()
+    contents.write(0, page_with(at3=65, at4=66, at9=67), mapped=True)
     assert contents.dirty_bytes == 3
-    contents.forget_twins()
+    contents.forget_twins(drop)
     contents.set_version((1, 2), PAGE_BYTES)
     contents.fill(0, page_with(at5=90), contents.fill_epoch, (1, 2))
     assert contents.read(0, PAGE_BYTES, PAGE_BYTES) == page_with(at3=65, at4=66, at5=90, at9=67)
@@ -439,6 +440,140 @@ def test_without_a_twin_all_of_a_page_is_dirty() -> None:
     contents.set_version((1, 1), PAGE_BYTES)
     contents.fill(0, page_with(), contents.fill_epoch, (1, 1))
     contents.drop_clean(keep_twins=True)
-    contents.forget_twins()
-    contents.write(0, page_with(at3=65))
+    contents.forget_twins(contents.keep_twins())
+    contents.write(0, page_with(at3=65), mapped=True)
     assert contents.dirty_bytes == PAGE_BYTES
+
+
+def mapped_file() -> FileContents:
+    """One page, which the kernel has read."""
+    contents = FileContents(PageCache(1 << 20))
+    contents.set_version(V1, PAGE_BYTES)
+    contents.fill(0, page_with(), contents.fill_epoch, V1)
+    return contents
+
+
+def stored_bytes(contents: FileContents) -> list[tuple[int, bytes]]:
+    """What a store would carry now."""
+    extents = []
+    while (extent := contents.begin_store(STORE_BYTES)) is not None:
+        extents.append((extent.offset, bytes(extent.data)))
+    return extents
+
+
+def test_a_page_written_back_under_a_promise_goes_whole_and_says_since_when_it_presumes() -> None:
+    contents = mapped_file()
+    contents.write(0, page_with(at3=65, at9=66), mapped=True, promised=True)
+    extent = contents.begin_store(STORE_BYTES)
+    assert extent and (extent.length, extent.since) == (PAGE_BYTES, V1)
+
+
+def test_a_break_leaves_of_a_page_written_back_before_only_what_was_written() -> None:
+    contents = mapped_file()
+    contents.write(0, page_with(at3=65, at9=66), mapped=True, promised=True)
+    contents.drop_clean(keep_twins=True)
+    assert stored_bytes(contents) == [(3, b"A"), (9, b"B")]
+
+
+def test_a_store_refused_because_another_came_before_leaves_only_what_was_written() -> None:
+    contents = mapped_file()
+    contents.write(0, page_with(at3=65), mapped=True, promised=True)
+    extent = contents.begin_store(STORE_BYTES)
+    assert extent
+    contents.store_failed(extent, changed=True)
+    assert stored_bytes(contents) == [(3, b"A")]
+    assert cache_of(contents).dirty_bytes == 1
+
+
+def test_a_store_that_failed_for_another_reason_is_repeated_whole() -> None:
+    contents = mapped_file()
+    contents.write(0, page_with(at3=65), mapped=True, promised=True)
+    extent = contents.begin_store(STORE_BYTES)
+    assert extent
+    contents.store_failed(extent)
+    contents.check_invariants()
+    again = contents.begin_store(STORE_BYTES)
+    assert again and (again.length, again.since) == (PAGE_BYTES, V1)
+
+
+def test_a_failed_store_leaves_what_was_written_before_and_during_it() -> None:
+    contents = mapped_file()
+    contents.write(0, page_with(at3=65), mapped=True, promised=True)
+    extent = contents.begin_store(STORE_BYTES)
+    assert extent
+    contents.write(0, page_with(at3=65, at9=66), mapped=True, promised=True)
+    contents.drop_clean(keep_twins=True)
+    contents.store_failed(extent)
+    assert stored_bytes(contents) == [(3, b"A"), (9, b"B")]
+
+
+def test_a_byte_written_by_pwrite_in_such_a_page_counts_whatever_it_is() -> None:
+    contents = mapped_file()
+    contents.write(0, page_with(at3=65), mapped=True, promised=True)
+    contents.write(7, b"o", mapped=True, promised=True)
+    contents.drop_clean(keep_twins=True)
+    assert stored_bytes(contents) == [(3, b"A"), (7, b"o")]
+
+
+def test_without_a_promise_or_a_mapping_equal_bytes_count_as_written() -> None:
+    for mapped, promised in ((True, False), (False, True)):
+        contents = mapped_file()
+        contents.write(0, page_with(), mapped=mapped, promised=promised)
+        contents.drop_clean()
+        assert contents.dirty_bytes == PAGE_BYTES
+
+
+def test_twins_stay_until_the_last_of_several_drops_has_ended() -> None:
+    contents = mapped_file()
+    contents.drop_clean(keep_twins=True)
+    first, second = contents.keep_twins(), contents.keep_twins()
+    contents.forget_twins(first)
+    contents.write(0, page_with(at3=65), mapped=True)
+    assert contents.dirty_bytes == 1
+    contents.forget_twins(second)
+    contents.write(0, page_with(at3=65), mapped=True)
+    assert contents.dirty_bytes == PAGE_BYTES
+
+
+def test_a_page_read_again_during_a_drop_is_compared_with_what_was_read() -> None:
+    """Two breaks at once: the kernel has dropped the page for the first, and read it again, before the second."""
+    contents = mapped_file()
+    contents.drop_clean(keep_twins=True)
+    contents.set_version(V2, PAGE_BYTES)
+    contents.fill(0, page_with(at5=90), contents.fill_epoch, V2)
+    contents.given(0, page_with(at5=90))
+    contents.drop_clean(keep_twins=True)
+    contents.write(0, page_with(at3=65, at5=90), mapped=True)
+    assert stored_bytes(contents) == [(3, b"A")]
+
+
+def test_a_mapping_that_changes_a_byte_back_to_an_older_value_has_written_it() -> None:
+    contents = mapped_file()
+    contents.drop_clean(keep_twins=True)
+    contents.given(0, page_with(at5=90))
+    contents.write(0, page_with(), mapped=True)
+    assert stored_bytes(contents) == [(5, b"o")]
+
+
+def test_what_lies_beyond_the_servers_end_is_never_presumed() -> None:
+    contents = FileContents(PageCache(1 << 20))
+    contents.set_version(V1, 3)
+    contents.fill(0, b"abc", contents.fill_epoch, V1)
+    contents.write(0, b"aXc" + bytes(5), mapped=True, promised=True)
+    contents.drop_clean()
+    assert stored_bytes(contents) == [(1, b"X"), (3, bytes(5))]
+
+
+def test_a_break_takes_away_what_is_only_presumed_in_a_store_on_its_way() -> None:
+    contents = mapped_file()
+    contents.write(0, page_with(at3=65), mapped=True, promised=True)
+    extent = contents.begin_store(STORE_BYTES)
+    assert extent
+    contents.drop_clean(keep_twins=True)
+    contents.set_version(V2, PAGE_BYTES)
+    assert contents.missing(0, PAGE_BYTES) == [0]
+    contents.fill(0, page_with(at5=90), contents.fill_epoch, V2)
+    assert contents.read(0, PAGE_BYTES, PAGE_BYTES) == page_with(at3=65, at5=90)
+    contents.check_invariants()
+    contents.write(5, b"x")
+    assert contents.begin_store(STORE_BYTES) is None, "the whole page is still on its way"

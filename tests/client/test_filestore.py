@@ -9,10 +9,11 @@ import pytest
 import trio
 from client_mount import ClientMount, World, settled
 from promisefs_client.attributes import MTIME_LAG_NS, attributes_of
-from promisefs_client.contents import BLOCK_BYTES
+from promisefs_client.contents import BLOCK_BYTES, PAGE_BYTES
 from promisefs_client.errors import FsError
 from promisefs_client.pagecache import CLEAN_SHARE
 from promisefs_client.session import ServerUnavailable
+from promisefs_client.vnode import Vnode
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import FetchData, GiveUpOpen, StoreData, StoreStatus
@@ -287,3 +288,91 @@ async def test_a_truncation_counts_as_a_write_and_its_time_stays(world: World, m
     cut_at = (await other.stat(fid)).status.mtime_ns
     await mount.files.store(vnode, sync=False)
     assert (await other.stat(fid)).status.mtime_ns == cut_at
+
+
+# Pages that two mounts write
+
+
+async def written_back_page(world: World, mount: ClientMount) -> tuple[Client, Fid, Vnode, int]:
+    """A page of which a process here has written byte 3 through a mapping; the kernel has just written it back."""
+    other, fid = await new_file(world, b"o" * PAGE_BYTES)
+    vnode = await mount.open(b"file")
+    handle = await mount.open_handle(vnode, os.O_RDWR)
+    page = bytearray(await mount.operations.read(handle, 0, PAGE_BYTES))
+    page[3] = ord("A")
+    await mount.operations.write(handle, 0, bytes(page))
+    return other, fid, vnode, handle
+
+
+async def test_a_page_written_back_before_a_break_does_not_undo_what_the_break_was_for(
+    world: World, mount: ClientMount
+) -> None:
+    other, fid, _, handle = await written_back_page(world, mount)
+    await other.store(fid, b"B", 9)
+    await mount.operations.fsync(handle, False)
+    assert await other.fetch(fid) == page_with(at3="A", at9="B")
+
+
+async def test_a_page_on_its_way_to_the_server_when_another_stores_does_not_undo_it(
+    world: World, mount: ClientMount
+) -> None:
+    other, fid, _, handle = await written_back_page(world, mount)
+    mount.session.hold_before[StoreData] = gate = trio.Event()
+    async with in_background(mount.operations.fsync(handle, False)) as fsync:
+        await other.store(fid, b"B", 9)
+        assert await other.fetch(fid) == page_with(at9="B")
+        gate.set()
+        with trio.fail_after(5):
+            while not fsync.done:
+                await settled()
+        assert fsync.error is None
+    assert await other.fetch(fid) == page_with(at3="A", at9="B")
+    assert [len(call.since or ()) for call in mount.session.sent_of(StoreData)] == [2, 0]
+
+
+async def test_a_page_of_which_nothing_is_left_to_store_leaves_no_mark_of_dirtiness(
+    world: World, mount: ClientMount
+) -> None:
+    other, fid = await new_file(world, b"o" * PAGE_BYTES)
+    vnode = await mount.open(b"file")
+    handle = await mount.open_handle(vnode, os.O_RDWR)
+    await mount.operations.write(handle, 0, bytes(await mount.operations.read(handle, 0, PAGE_BYTES)))
+    await other.store(fid, b"B", 9)
+    assert not vnode.is_dirty
+    await mount.operations.flush(handle)
+    assert vnode.pending_mtime_ns is None
+    assert await other.fetch(fid) == page_with(at9="B")
+
+
+async def test_stores_of_ones_own_do_not_make_ones_pages_refused(world: World, mount: ClientMount) -> None:
+    other, fid, vnode, handle = await written_back_page(world, mount)
+    for step in range(3):
+        await mount.operations.fsync(handle, False)
+        await mount.operations.write(handle, 5, b"%d" % step)
+        await mount.operations.fsync(handle, False)
+        if step == 1:
+            await mount.files.truncate(vnode, size_to(fid, 2 * PAGE_BYTES))
+        page = bytearray(await mount.operations.read(handle, 0, PAGE_BYTES))
+        page[7] = step
+        await mount.operations.write(handle, 0, bytes(page))
+    await mount.operations.fsync(handle, False)
+    assert (await other.fetch(fid))[:8] == b"oooAo2o" + bytes([2])
+    assert len([call for call in mount.session.sent_of(StoreData) if call.since]) == 4
+    assert len(mount.session.sent_of(StoreData)) == 7
+
+
+async def test_a_file_that_no_mapping_can_write_pays_nothing_for_it(world: World, mount: ClientMount) -> None:
+    await new_file(world, b"o" * PAGE_BYTES)
+    vnode = await mount.open(b"file")
+    handle = await mount.open_handle(vnode, os.O_WRONLY)
+    await mount.read(vnode)
+    await mount.operations.write(handle, 0, page_with(at3="A"))
+    await mount.operations.fsync(handle, False)
+    assert [call.since for call in mount.session.sent_of(StoreData)] == [None]
+
+
+def page_with(**changed: str) -> bytes:
+    page = bytearray(b"o" * PAGE_BYTES)
+    for name, letter in changed.items():
+        page[int(name.removeprefix("at"))] = ord(letter)
+    return bytes(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import random
@@ -394,6 +395,32 @@ def test_trap_11_laundered_pages_do_not_undo_bytes_of_another_mount(cell: View) 
             for view in cell.both:
                 content = (view / "f").read_bytes()
                 assert (content[0], content[100]) == (i, i), f"{view}"
+
+
+def test_trap_11_a_page_laundered_before_the_other_mounts_store_does_not_undo_it(cell: View) -> None:
+    """Nothing but the size and place of a WRITE says that it may be a page of a mapping, and none is stored at once."""
+    (cell.a / "f").write_bytes(b"o" * PAGE)
+    with opened(cell.a / "f", os.O_RDWR) as fd:
+        for round_ in range(3):
+            store_through_mapping(fd, round_, b"A")
+            store_at(cell.b / "f", b"B", 100 + round_)
+            os.fsync(fd)
+            expected = b"A" * (round_ + 1) + b"o" * (99 - round_) + b"B" * (round_ + 1)
+            for view in cell.both:
+                assert (view / "f").read_bytes()[: len(expected)] == expected
+
+
+def store_through_mapping(fd: int, offset: int, data: bytes) -> None:
+    """Map a page, change it, unmap it: the kernel writes it back whole. (Python's mmap would also close a descriptor,
+    which is a flush, which stores.)"""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    address = libc.mmap(None, PAGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    assert address not in (None, ctypes.c_void_p(-1).value), os.strerror(ctypes.get_errno())
+    ctypes.memmove(address + offset, data, len(data))
+    assert libc.munmap(address, PAGE) == 0
 
 
 def test_trap_11_what_was_laundered_reaches_the_server(cell: View) -> None:

@@ -1,0 +1,214 @@
+"""Random histories of pages that two mounts write: no byte that one of them wrote is undone by the other.
+
+This mount writes only even bytes, through a mapping or by pwrite; the other mount stores only odd ones. The kernel
+writes dirty pages back whole at any time; breaks arrive late and overlap; stores are refused, fail, or are lost. In
+the end the server must have the last value of each byte.
+"""
+
+from __future__ import annotations
+
+from unittest import mock
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from promisefs_client import contents, dirty, pagecache, whole_pages
+from promisefs_client.contents import FileContents, PageCache, StoreExtent
+
+PAGE, BLOCK, CELL, SIZE = 8, 16, 32, 64
+PAGES = st.integers(0, SIZE // PAGE - 1)
+VALUES = st.integers(0, 3)  # few, so that equal bytes are common
+
+
+class SharedPages(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = [
+            mock.patch.object(contents, "BLOCK_BYTES", BLOCK),
+            mock.patch.object(pagecache, "BLOCK_BYTES", BLOCK),
+            mock.patch.object(contents, "PAGE_BYTES", PAGE),
+            mock.patch.object(whole_pages, "PAGE_BYTES", PAGE),
+            mock.patch.object(contents, "STORE_BYTES", CELL),
+            mock.patch.object(dirty, "STORE_BYTES", CELL),
+        ]
+        for patch in self.patches:
+            patch.start()
+        self.cache = PageCache(1 << 20)
+        self.file = FileContents(self.cache)
+        self.server = bytearray(SIZE)
+        self.version = 1
+        self.foreign_version = 1  # the last one that the other mount made
+        self.expected = bytearray(SIZE)
+        self.breaks = 0  # sent, not arrived
+        self.promised = False
+        self.kernel: dict[int, bytearray] = {}
+        self.kernel_dirty: set[int] = set()
+        self.drops: list[tuple[int, set[int]]] = []  # number, pages still to be dropped
+        self.stores: list[tuple[StoreExtent, int | None]] = []  # with the version that it was applied to
+
+    @initialize()
+    def start(self) -> None:
+        self.validate()
+
+    def teardown(self) -> None:
+        try:
+            self.quiesce()
+            assert self.server == self.expected
+        finally:
+            for patch in self.patches:
+                patch.stop()
+
+    # This mount's daemon
+
+    def validate(self) -> None:
+        known = self.file.version
+        if self.file.set_version((0, self.version), SIZE, keep_twins=True) and known is not None:
+            self.begin_drop()
+        self.promised = self.breaks == 0
+
+    def begin_drop(self) -> None:
+        self.drops.append((self.file.keep_twins(), set(self.kernel)))
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.file.write(offset, data, mapped=True, promised=self.promised)
+
+    # The kernel
+
+    @rule(page=PAGES)
+    def read(self, page: int) -> None:
+        if page in self.kernel:
+            return
+        if not self.promised:
+            self.validate()
+        at = page * PAGE
+        while (data := self.file.read(at, PAGE, SIZE)) is None:
+            epoch = self.file.fill_epoch
+            if self.file.version != (0, self.version):
+                self.validate()
+                continue
+            index = self.file.missing(at, PAGE)[0]
+            piece = bytes(self.server[index * BLOCK : (index + 1) * BLOCK])
+            assert self.file.fill(index, piece, epoch, (0, self.version))
+        self.file.given(at, data)
+        self.kernel[page] = bytearray(data)
+        if not self.promised:
+            self.begin_drop()
+
+    @rule(page=PAGES, within=st.integers(0, PAGE // 2 - 1), value=VALUES)
+    def store_into_mapping(self, page: int, within: int, value: int) -> None:
+        self.read(page)
+        self.kernel[page][2 * within] = value
+        self.kernel_dirty.add(page)
+        self.expected[page * PAGE + 2 * within] = value
+
+    @rule(page=PAGES, within=st.integers(0, PAGE // 2 - 1), value=VALUES)
+    def pwrite(self, page: int, within: int, value: int) -> None:
+        if page in self.kernel:
+            self.kernel[page][2 * within] = value
+        self.expected[page * PAGE + 2 * within] = value
+        self.write(page * PAGE + 2 * within, bytes([value]))
+
+    @precondition(lambda self: self.kernel_dirty)
+    @rule(which=st.integers(0, 100))
+    def launder(self, which: int) -> None:
+        page = sorted(self.kernel_dirty)[which % len(self.kernel_dirty)]
+        self.kernel_dirty.discard(page)
+        self.write(page * PAGE, bytes(self.kernel[page]))
+
+    @precondition(lambda self: self.drops)
+    @rule(which=st.integers(0, 100))
+    def drop_page(self, which: int) -> None:
+        number, pages = self.drops[which % len(self.drops)]
+        if pages:
+            page = pages.pop()
+            if page in self.kernel_dirty:
+                self.kernel_dirty.discard(page)
+                self.write(page * PAGE, bytes(self.kernel[page]))
+            self.kernel.pop(page, None)
+        else:
+            self.drops.remove((number, pages))
+            self.file.forget_twins(number)
+
+    # Stores
+
+    @rule()
+    def begin_store(self) -> None:
+        extent = self.file.begin_store(CELL)
+        if extent is not None:
+            self.stores.append((extent, None))
+
+    @precondition(lambda self: self.stores)
+    @rule(which=st.integers(0, 100))
+    def store_arrives(self, which: int) -> None:
+        index = which % len(self.stores)
+        extent, before = self.stores[index]
+        if before is not None:
+            return
+        if extent.since is not None and extent.since[1] < self.foreign_version:
+            del self.stores[index]
+            self.file.store_failed(extent, changed=True)
+            return
+        self.stores[index] = (extent, self.version)
+        self.server[extent.offset : extent.end] = extent.data
+        self.version += 1
+
+    @precondition(lambda self: self.stores)
+    @rule(which=st.integers(0, 100), lost=st.booleans())
+    def store_ends(self, which: int, lost: bool) -> None:
+        extent, before = self.stores.pop(which % len(self.stores))
+        if lost or before is None:
+            self.file.store_failed(extent)
+            if before is not None:
+                self.promised = False
+                self.file.drop_clean(keep_twins=True)
+                self.begin_drop()
+        elif self.file.version == (0, before):
+            self.file.stored(extent, True)
+            self.file.advance_version((0, before + 1), SIZE)
+        else:
+            self.file.stored(extent, False)
+            if self.file.version is not None and self.file.version < (0, before + 1):
+                self.file.set_version((0, before + 1), SIZE, keep_twins=True)
+                self.begin_drop()
+
+    # The other mount
+
+    @rule(page=PAGES, within=st.integers(0, PAGE // 2 - 1), value=VALUES)
+    def foreign_store(self, page: int, within: int, value: int) -> None:
+        at = page * PAGE + 2 * within + 1
+        self.server[at] = self.expected[at] = value
+        self.version += 1
+        self.foreign_version = self.version
+        self.breaks += 1
+
+    @precondition(lambda self: self.breaks)
+    @rule()
+    def break_arrives(self) -> None:
+        self.breaks -= 1
+        self.promised = False
+        self.file.drop_clean(keep_twins=True)
+        self.begin_drop()
+
+    def quiesce(self) -> None:
+        while self.breaks:
+            self.break_arrives()
+        while self.kernel_dirty:
+            self.launder(0)
+        while self.drops:
+            self.drop_page(0)
+        while self.file.is_dirty:
+            if not self.stores:
+                self.begin_store()
+            self.store_arrives(0)
+            if self.stores:
+                self.store_ends(0, False)
+
+    @invariant()
+    def agree(self) -> None:
+        self.file.check_invariants()
+        self.cache.check_invariants()
+        assert self.cache.dirty_bytes == self.file.dirty_bytes
+
+
+TestSharedPages = SharedPages.TestCase
+TestSharedPages.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
