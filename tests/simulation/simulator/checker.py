@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from .checker_appends import check_appends
 from .checker_contents import ContentsChecker
 from .checker_names import NamesChecker
+from .faults import DISTURBANCES
 from .history import History
 from .plan import Path, Plan
 
@@ -27,7 +28,7 @@ def _check_errors(history: History, plan: Plan) -> Iterator[str]:
     for call in history.calls:
         if call.error in ORDINARY:
             continue
-        if call.error in ("ETIMEDOUT", "EIO") and plan.faults:
+        if call.error in ("ETIMEDOUT", "EIO") and any(fault.kind not in DISTURBANCES for fault in plan.faults):
             continue
         if call.error == "ESTALE" and call.kind in _BY_PATH and _changed_meanwhile(history, call):
             continue

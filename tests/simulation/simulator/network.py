@@ -88,6 +88,13 @@ class Link:
         if down:
             self.blocked_down_to_s = max(self.blocked_down_to_s, until_s)
 
+    def unblock(self) -> None:
+        now_s = self._network.world.now_s
+        self.blocked_up_to_s = min(self.blocked_up_to_s, now_s)
+        self.blocked_down_to_s = min(self.blocked_down_to_s, now_s)
+        for connection in self.connections:
+            connection.wake()
+
     def cut(self) -> None:
         """Every connection breaks; each end notices at its own time."""
         for connection in self.connections:
@@ -178,6 +185,10 @@ class _Connection:
             pipe.ended_at_s = math.inf
             pipe.broken_at_s = min(pipe.broken_at_s, now_s + after_s)
             pipe.wake()
+
+    def wake(self) -> None:
+        self._up.wake()
+        self._down.wake()
 
     def vanish_client(self, after_s: float) -> None:
         """The client's machine is gone: what it sent still arrives; the server may or may not ever notice."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .client_machine import ClientMachine
     from .run import Cell
 
-READ_BYTES = 20000
+READ_BYTES = 200_000
 
 
 async def observe_everything(cell: Cell) -> None:

@@ -25,6 +25,8 @@ NAMES: tuple[Path, ...] = tuple((d, n) for d in (b"d0", b"d1") for n in (b"x", b
 OFFSETS = (0, 1, 100, 4000, 4090, 4096, 4100, 8190, 8192, 8999, 9000, 12000)
 LENGTHS = (1, 10, 100, 200, 4096, 5000)
 SIZES = (0, 1, 50, 4096, 4097, 5000, 9000, 12300)
+LOG_BYTES = 200_000
+"""More than the log ever has."""
 MAX_VALUE = 255
 
 
@@ -187,7 +189,7 @@ class Maker:
         if choice < 0.75:
             return self.step("fsync")
         if choice < 0.9:
-            return self.step("read", 0, 20000)
+            return self.step("read", 0, LOG_BYTES)
         return self.step("reopen", LOG, os.O_RDWR | os.O_APPEND)
 
 
@@ -224,7 +226,7 @@ def make_plan(seed: int, *, faults: bool = True, profile: str | None = None) -> 
         lease_s=3.0,
         timeout_s=8.0,
         processes=tuple(processes),
-        faults=_make_faults(rng, clients) if faults else (),
+        faults=_make_disturbances(rng, clients) + (_make_faults(rng, clients, 1) if faults else ()),
         clock_rates=tuple(rng.choice((1.0, 0.99, 1.01)) for _ in range(clients)),
     )
 
@@ -237,5 +239,37 @@ def _first_step(maker: Maker, rng: random.Random, profile: str) -> Step:
     return maker.step("reopen", maker.file(), os.O_RDWR)
 
 
-def _make_faults(rng: random.Random, clients: int) -> tuple[Fault, ...]:
-    return ()
+def _make_faults(rng: random.Random, clients: int, servers: int) -> tuple[Fault, ...]:
+    """Half of all histories have some."""
+    kinds = rng.choice(("", "", "network", "server", "client", "all"))
+    faults: list[Fault] = []
+    for _ in range(rng.randint(1, 4) if kinds else 0):
+        at_s = rng.choice((0.05, 0.3, 2.0, 6.0)) * rng.random()
+        kind = kinds if kinds != "all" else rng.choice(("network", "network", "server", "client"))
+        client, server = rng.randrange(clients), rng.randrange(servers)
+        if kind == "network":
+            if rng.random() < 0.4:
+                faults.append(Fault(at_s, "cut", (client, server)))
+            else:
+                up, down = rng.choice(((True, True), (True, True), (True, False), (False, True)))
+                seconds = rng.choice((0.5, 2.0, 4.0, 12.0)) * rng.random()
+                faults.append(Fault(at_s, "block", (client, server, seconds, up, down)))
+        elif kind == "server":
+            down_s = rng.choice((0.0, 0.5, 5.0)) * rng.random()
+            faults.append(Fault(at_s, rng.choice(("kill", "kill", "restart")), (server, down_s, rng.random() < 0.5)))
+        else:
+            faults.append(Fault(at_s, "crash", (client,)))
+    return tuple(faults)
+
+
+def _make_disturbances(rng: random.Random, clients: int) -> tuple[Fault, ...]:
+    """What happens on good days too."""
+    faults = [
+        Fault(
+            rng.random() * rng.choice((0.1, 1.0)), rng.choice(("shrink", "flush", "flush")), (rng.randrange(clients),)
+        )
+        for _ in range(rng.choice((0, 0, 2, 5)))
+    ]
+    if rng.random() < 0.1:
+        faults.append(Fault(rng.random(), "wall_clock", (rng.choice((-3600, -1, 3600)) * 10**9,)))
+    return tuple(faults)

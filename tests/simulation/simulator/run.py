@@ -95,8 +95,8 @@ class Cell:
             await self._start()
             faults = Faults(self)
             async with trio.open_nursery() as working:
-                for number, fault in enumerate(self.plan.faults):
-                    working.start_soon(faults.inject, number, fault)
+                for fault in self.plan.faults:
+                    working.start_soon(faults.inject, fault)
                 for number, (client, steps) in enumerate(self.plan.processes):
                     machine = self.clients[client]
                     process = Process(f"{machine.name}/p{number}", machine, self.history)

@@ -65,7 +65,7 @@ class ServerMachine:
         self.server = None
         old = self.store_folder
         self._copies += 1
-        shutil.copytree(old, self.store_folder, ignore=shutil.ignore_patterns("*-shm", "lock"))
+        shutil.copytree(old, self.store_folder, ignore=shutil.ignore_patterns("*-shm", "lock", "control"))
         self._network.server_gone(self.name, suddenly=True)
         self._scope.cancel()
 
