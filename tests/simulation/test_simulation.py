@@ -36,7 +36,8 @@ def test_one_seed_is_one_schedule_in_every_process() -> None:
 
 
 @pytest.mark.parametrize("profile", ["contents", "names", "orphans"])
-def test_histories_without_faults(profile: str) -> None:
+@pytest.mark.parametrize("faults", [False, True])
+def test_histories_keep_the_guarantees(profile: str, faults: bool) -> None:
     for seed in range(30):
-        outcome = run_history(make_plan(seed, profile=profile, faults=False))
+        outcome = run_history(make_plan(seed, profile=profile, faults=faults))
         assert not outcome.failed, f"seed {seed}: {outcome.problems}\n{outcome.timeline}"
