@@ -146,7 +146,8 @@ class Cell:
             try:
                 reply = await call(request, bulk, timeout_s)
             except BaseException as error:
-                self.history.note(f"{client.name} asks", f"{request} raised {error!r}")
+                text = "cancelled" if isinstance(error, trio.Cancelled) else repr(error)
+                self.history.note(f"{client.name} asks", f"{request}: {text}")
                 raise
             self.history.note(f"{client.name} asks", f"{request} = {reply[0]}")
             return reply
