@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from promisefs_protocol.ids import Fid
+from promisefs_protocol.messages import START_ID_BITS
 
 MAX_REMEMBERED_BREAKS = 10_000
 """When more distinct fids were broken during calls in flight, all those calls lose their promises instead."""
@@ -35,6 +36,10 @@ class Server:
         """For people: its address."""
         self.lease_until = 0.0
         """Its promises are worth something until then; set by the session."""
+        self.start_id = 0
+        """Of the run of the server that was met last; 0: none yet."""
+        self.restored = False
+        """What it says may be older than what it said before; set back when nothing of that is trusted any more."""
         self.given_up: list[Fid] = []
         """Evicted with a promise: the server may be told. The shell takes it with `begin_giving_up`."""
         self._giving_up: set[Fid] = set()
@@ -43,6 +48,12 @@ class Server:
         self._broken: dict[Fid, int] = {}
         self._calls: set[int] = set()
         self._next_call = 0
+
+    def met(self, start_id: int) -> None:
+        """A run of the server was met. One that is no later than the last is of a store brought back from a backup."""
+        if start_id != self.start_id and start_id >> START_ID_BITS <= self.start_id >> START_ID_BITS:
+            self.restored = True
+        self.start_id = start_id
 
     def begin_call(self, now: float) -> CallMark:
         self._next_call += 1

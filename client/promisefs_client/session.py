@@ -213,6 +213,10 @@ class ServerSession:
                     sent_at = self._now()
                     callbacks, hello = await self._introduce(Role.CALLBACKS, self._on_callback, nursery)
                     self._check_store(hello.server)
+                    self.server.met(hello.server_start)
+                    if self.server.restored:
+                        log.error("%s: an older backup of the store is served: nothing cached is used", self.address)
+                        await self._on_lease_lost()
                     self._extend_lease(sent_at, hello.lease_ms / 1000)
                     calls, _ = await self._introduce(Role.CALLS, _serve_nothing, nursery)
                 self.connects += 1

@@ -40,6 +40,10 @@ PROMISE_MARGIN_S = 10.0
 """The last seconds of a promise are not used (AFS clients do the same)."""
 
 
+NO_INCARNATION = -1
+"""Of a status that is not to be compared with any other."""
+
+
 class KernelWork(NamedTuple):
     """Caches of the kernel that are no longer right for one inode."""
 
@@ -231,20 +235,34 @@ class VnodeTable:
         """InitCallBackState3 or a lost lease: no promise of the server's holds. Return kernel work: what is open, first
         what may be mapped, and the rest.
 
-        Clean blocks and names keep their labels: validation tells whether they are still current.
+        Clean blocks and names keep their labels: validation tells whether they are still current. But not if the
+        server's store is an older one now: its labels and times compare with none from before.
         """
         server.broke_all()
+        restored, server.restored = server.restored, False
         urgent = {vnode: None for vnode in self.open_mmaps.of_server(server)}  # in this order
         rest: list[KernelWork] = []
         for vnode in self._by_fid.values():
             if vnode.volume.server is not server:
                 continue
             vnode.promise_until = 0.0
+            if restored:
+                self._distrust(vnode)
             if vnode.opens:
                 urgent[vnode] = None
             elif vnode.lookups:
-                rest.append(KernelWork(vnode.ino, False, vnode.status.is_dir, 0))
+                rest.append(KernelWork(vnode.ino, restored and vnode.kernel_pages, vnode.status.is_dir, 0))
         return [self._drop_of_open(vnode) for vnode in urgent], rest
+
+    @staticmethod
+    def _distrust(vnode: Vnode) -> None:
+        """Whatever status comes next is taken."""
+        vnode.status = vnode.status._replace(incarnation=NO_INCARNATION)
+        vnode.names = None
+        vnode.target = None
+        vnode.own_versions.clear()
+        if vnode.contents is not None:
+            vnode.contents.drop_clean(keep_twins=vnode.kernel_pages)
 
     @staticmethod
     def _drop_of_open(vnode: Vnode) -> KernelWork:

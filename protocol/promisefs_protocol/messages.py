@@ -94,10 +94,13 @@ class Hello(NamedTuple):
     description: Text  # for people: host, mountpoint
 
 
+START_ID_BITS = 32
+
+
 class HelloReply(NamedTuple):
     version: U32
     server: Uuid
-    server_start: U64  # differs after every start of the server
+    server_start: U64  # of this run of the server: how often it was started << START_ID_BITS | random bits
     lease_ms: U32
     break_wait_ms: U32  # how long the server would wait for a break's acknowledgement at most
 

@@ -183,7 +183,7 @@ class Session:
                 # What the host repeats here, and what it does next, comes after all that was begun there.
                 await old.wait_closed()
         lease_ms = int(server.lease_s * 1000)
-        return HelloReply(version, server.store.uuid, server.store.starts, lease_ms, lease_ms), None
+        return HelloReply(version, server.store.uuid, server.store.start_id, lease_ms, lease_ms), None
 
 
 async def _never() -> Reply:

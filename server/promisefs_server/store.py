@@ -13,10 +13,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from promisefs_protocol.messages import START_ID_BITS
 
 from .ballast import BALLAST_NAME, Ballast
 from .callback_state import STATE_NAME
@@ -61,6 +64,8 @@ class Store:
                 raise StoreError(f"{database.path} is an unfinished store: start promisefsd serve on it once")
             self.uuid: bytes = row[0]
             self.starts: int = row[1]
+            self.start_id = self.starts << START_ID_BITS | secrets.randbits(START_ID_BITS)
+            """Of this run of the server: greater than those before, and unlike that of a run of an older backup."""
             if membership is None:
                 self.was_clean = bool(row[2])
             self.lease_ms: int = row[3]

@@ -102,7 +102,8 @@ class ClientMount:
     """One mount."""
 
     def __init__(self, server: ServerCell, ack_wait_s: float, timeout_s: float, now: Clock) -> None:
-        self._server = server
+        self.server: ServerCell | None = server
+        """Where it is reached; None: nowhere."""
         self._now = now
         self.pages = PageCache(CACHE_BYTES)
         core = Server("memory")
@@ -127,7 +128,9 @@ class ClientMount:
         """Handlers, as the kernel would call them."""
 
     async def _dial_server(self, address: Address) -> trio.abc.Stream:
-        return await self._server.stream()
+        if self.server is None:
+            raise ConnectionRefusedError
+        return await self.server.stream()
 
     async def connect(self, nursery: trio.Nursery) -> None:
         await nursery.start(self.session.run)
