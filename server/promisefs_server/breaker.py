@@ -129,6 +129,14 @@ class Breaker:
             batch.settled.set()
         contact.waiting.clear()
 
+    def check_known(self, contact: Contact) -> None:
+        """Abort NOT_INTRODUCED if the host has been forgotten: nothing may be kept for it any more."""
+        if not self._knows(contact):
+            raise Aborted(AbortCode.NOT_INTRODUCED, "HELLO comes first: this host has said that it is gone")
+
+    def _knows(self, contact: Contact) -> bool:
+        return self._contacts.get(contact.host.number) is contact
+
     # Grants
 
     def grant(self, host: Host, key: int) -> int:
@@ -301,7 +309,7 @@ class Breaker:
             return
         contact.initialising = True
         try:
-            while contact.host.stale and (peer := contact.callbacks) is not None:
+            while self._knows(contact) and contact.host.stale and (peer := contact.callbacks) is not None:
                 sent_s = trio.current_time()
                 try:
                     await peer.call(InitCallBackState3(self._server_uuid))
@@ -311,7 +319,7 @@ class Breaker:
                         contact.callbacks = None
                     await peer.close()
                     continue
-                if contact.callbacks is peer:
+                if contact.callbacks is peer and self._knows(contact):
                     self._initialised(contact, sent_s)
         finally:
             contact.initialising = False
@@ -329,11 +337,11 @@ class Breaker:
             self._queue(contact, Break(fid, Changed.DELETED, 0))
 
     async def wait_fresh(self, contact: Contact, timeout_s: float) -> None:
-        """Return when the host is not stale. Abort NO_CALLBACKS if it does not happen in time."""
-        if contact.fresh.is_set():
-            return
-        with trio.move_on_after(timeout_s):
-            await contact.fresh.wait()
+        """Return when the host is not stale. Abort NO_CALLBACKS if it does not happen in time, NOT_INTRODUCED."""
+        if not contact.fresh.is_set():
+            with trio.move_on_after(timeout_s):
+                await contact.fresh.wait()
+        self.check_known(contact)
         if not contact.fresh.is_set():
             raise Aborted(AbortCode.NO_CALLBACKS, "InitCallBackState3 was not acknowledged")
 
@@ -360,6 +368,7 @@ class Breaker:
         await self._renew_when_fresh(contact, received_s)
 
     async def _renew_when_fresh(self, contact: Contact, received_s: float) -> None:
+        self.check_known(contact)
         if contact.host.stale:
             self._nursery.start_soon(self.initialise, contact)
             await self.wait_fresh(contact, self.lease_s)

@@ -6,7 +6,8 @@ The file: MAGIC, SHA-256 of the rest, then msgpack of
      [[host uuid, stale, in doubt, past unknown, vnode keys, seconds left, recalled vnode keys], ...]]
 
 where keys are arrays of big-endian 64 bit numbers, and seconds of as many 32 bit numbers. It is used at most once:
-whoever loads it deletes it first, and it counts only if it was written by the very run before.
+whoever loads it deletes it first, and it counts only if it was written by the very run before. The time between is not
+taken off the promises: the wall clock may have been set meanwhile, and to keep one for too long does no harm.
 """
 
 from __future__ import annotations
@@ -47,11 +48,6 @@ class SavedHost(NamedTuple):
     """`Host.recalled`."""
 
 
-class SavedState(NamedTuple):
-    hosts: list[SavedHost]
-    age_s: int
-
-
 def save(path: Path, server: bytes, starts: int, now_ns: int, hosts: Iterable[SavedHost]) -> None:
     """Write the file durably. Raise OSError."""
     packed_hosts = []
@@ -76,8 +72,8 @@ def forget(folder: Path) -> None:
     sync_path(folder)
 
 
-def take(path: Path, server: bytes, starts: int, now_ns: int) -> SavedState | None:
-    """Load the state that run number `starts` of this server saved, and delete the file, whatever it is.
+def take(path: Path, server: bytes, starts: int, now_ns: int) -> list[SavedHost] | None:
+    """Load the hosts that run number `starts` of this server saved, and delete the file, whatever it is.
 
     Return None, having logged why, if it cannot be used.
     """
@@ -98,7 +94,7 @@ def take(path: Path, server: bytes, starts: int, now_ns: int) -> SavedState | No
         return None
 
 
-def _checked(content: bytes, server: bytes, starts: int, now_ns: int) -> SavedState:
+def _checked(content: bytes, server: bytes, starts: int, now_ns: int) -> list[SavedHost]:
     digest_end = len(MAGIC) + 32
     body = content[digest_end:]
     if not content.startswith(MAGIC) or content[len(MAGIC) : digest_end] != hashlib.sha256(body).digest():
@@ -113,7 +109,7 @@ def _checked(content: bytes, server: bytes, starts: int, now_ns: int) -> SavedSt
     for uuid, stale, in_doubt, unknown, keys, seconds, recalled in packed_hosts:
         promises = list(zip(_unpacked("Q", keys), _unpacked("I", seconds), strict=True))
         hosts.append(SavedHost(uuid, stale, in_doubt, unknown, promises, list(_unpacked("Q", recalled))))
-    return SavedState(hosts, age_s)
+    return hosts
 
 
 def _packed(code: str, numbers: list[int]) -> bytes:

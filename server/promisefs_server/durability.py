@@ -4,8 +4,9 @@ A durable commit is one fdatasync of the WAL file, shared by every caller that w
 while it runs waits for the next one. What a data file needs before its durable commit: fdatasync of the file, and of
 the folders in which it or its folder is new.
 
-After an fdatasync of the WAL has failed, nothing more is known about what is on disk: every later request fails too,
-until the server is started again.
+After an fdatasync has failed nothing more is known about what is on disk: the kernel says so once and may take the
+lost pages for clean from then on. So every later request concerning that data file, or, if it was the WAL, any later
+request, fails too, until the server is started again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import trio
 
 from .database import BUSY_TIMEOUT_S, Database
-from .datafiles import DataFiles, sync_path
+from .datafiles import DataFile, DataFiles, sync_path
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +31,6 @@ CHECKPOINT_COMMITS = 2000
 CHECKPOINT_POLL_S = 1.0
 CHECKPOINT_IDLE_S = 60.0
 """Or after so long, if there were any."""
-
-
-class _FileSync:
-    """An fdatasync that is running."""
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.failure: OSError | None = None
 
 
 class Durability:
@@ -52,14 +45,17 @@ class Durability:
         self._waiting: list[trio.Event] = []
         self._wake = trio.Event()
         self._failure: OSError | None = None
+        self._file_failures: dict[int, OSError] = {}
+        """Data files that could not be synced, by vnode."""
         self._limiter = trio.CapacityLimiter(SYNC_THREADS)
-        self._syncing: dict[int, _FileSync] = {}
+        self._syncing: dict[int, trio.Event] = {}
+        """Data files whose fdatasync is running; set when it is done."""
         self._folder_lock = trio.Lock()
 
     @property
     def failed(self) -> bool:
         """Whether what is on disk is not known any more."""
-        return self._failure is not None
+        return self._failure is not None or bool(self._file_failures)
 
     async def run(self) -> None:
         """Serve the group commits until cancelled."""
@@ -110,28 +106,35 @@ class Durability:
     async def _sync_file(self, key: int, failures: list[OSError]) -> None:
         """Sync what was written until now. What is written meanwhile marks the file unsynced again."""
         while key in self._syncing:
-            running = self._syncing[key]
-            await running.done.wait()
-            if running.failure is not None:
-                # The kernel reports a failed write once; a sync of our own might claim success.
-                failures.append(running.failure)
-                return
-        if key not in self._files.unsynced:
+            await self._syncing[key].wait()
+        if key in self._file_failures:
+            failures.append(self._file_failures[key])
+        if key in self._file_failures or key not in self._files.unsynced:
             return
-        running = self._syncing[key] = _FileSync()
+        done = self._syncing[key] = trio.Event()
         self._files.unsynced.discard(key)
+        synced = False
         try:
             with self._files.pin(key, create=False) as file, trio.CancelScope(shield=True):
                 if file is not None:
-                    await trio.to_thread.run_sync(file.sync, limiter=self._limiter)
+                    await self._fdatasync(file)
+            synced = True
         except OSError as error:
-            log.error("cannot sync %s: %s", self._files.path(key), error.strerror)
-            self._files.unsynced.add(key)
-            running.failure = error
             failures.append(error)
         finally:
+            if not synced:
+                self._files.unsynced.add(key)
             del self._syncing[key]
-            running.done.set()
+            done.set()
+
+    async def _fdatasync(self, file: DataFile) -> None:
+        try:
+            await trio.to_thread.run_sync(file.sync, limiter=self._limiter)
+        except OSError as error:
+            path = self._files.path(file.key)
+            log.critical("cannot sync %s: %s; nothing of it can be made durable", path, error.strerror)
+            self._file_failures[file.key] = error
+            raise
 
     async def _sync_folders(self) -> None:
         async with self._folder_lock:

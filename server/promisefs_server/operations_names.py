@@ -92,9 +92,7 @@ class NameOperations(Operations):
     ) -> Reply:
         await self._deletions.wait_room()
         async with self._locks.settled(files):
-            if self._breaker.hosts.by_number(contact.host.number) is not contact.host:
-                # Forgotten while this call waited: nothing may be kept for it any more.
-                raise Aborted(AbortCode.NOT_INTRODUCED, "this host has said that it is gone")
+            self._breaker.check_known(contact)
             events, reply = self._carry_out(contact, request, apply, new_in_volume)
         await self._breaker.settle(events)
         return reply, None

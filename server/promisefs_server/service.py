@@ -26,7 +26,7 @@ from promisefs_protocol.transport import Reply
 from . import callback_state, control_socket
 from .administration import Administration
 from .breaker import Breaker
-from .callback_state import SavedHost, SavedState
+from .callback_state import SavedHost
 from .control import ControlSessions
 from .database import is_full
 from .deletions import Deletions
@@ -305,19 +305,19 @@ class Fileserver:
         return [vnode.fid for vnode in found if vnode is not None]
 
     def _restore_hosts(self) -> None:
-        state = callback_state.take(
+        hosts = callback_state.take(
             self.store.folder / callback_state.STATE_NAME, self.store.uuid, self.store.starts - 1, time.time_ns()
         )
         if not self.store.was_clean:
-            state = None
+            hosts = None
         now_s = trio.current_time()
-        saved = {host.uuid: host for host in state.hosts} if state else {}
+        saved = {} if hosts is None else {host.uuid: host for host in hosts}
         for record in self.store.hosts.all():
             host = Host(record.number, record.uuid, record.description, silent_s=record.silent_s)
             host.lease_end_s = now_s + self.store.lease_ms / 1000
             self.hosts.add(host)
             there = saved.get(host.uuid)
-            if state is None or there is None:
+            if there is None:
                 host.become_stale(())
                 host.past_unknown = True
             elif there.stale:
@@ -326,17 +326,13 @@ class Fileserver:
                     host.lease_end_s = -math.inf
             else:
                 host.stale = False
-                self._restore_promises(host, there, state, int(now_s))
+                for key, left_s in there.promises:
+                    self.promises.restore(key, host.number, int(now_s) + left_s)
             if there is not None:
                 host.restore_recalled(there.recalled, there.unknown, now_s)
             self.breaker.contact(host)
         if len(self.hosts):
             log.info("%d hosts known, %d promises restored", len(self.hosts), len(self.promises))
-
-    def _restore_promises(self, host: Host, saved: SavedHost, state: SavedState, now_s: int) -> None:
-        for key, left_s in saved.promises:
-            if left_s > state.age_s:
-                self.promises.restore(key, host.number, now_s + left_s - state.age_s)
 
     def _saved_hosts(self) -> list[SavedHost]:
         now_s = trio.current_time()

@@ -105,8 +105,9 @@ class Session:
         if isinstance(request, Hello):
             return partial(self._hello, request)
         contact = self._contact
-        if contact is None or self._server.hosts.by_number(contact.host.number) is not contact.host:
+        if contact is None:
             raise Aborted(AbortCode.NOT_INTRODUCED, "HELLO comes first")
+        self._server.breaker.check_known(contact)
         contact.host.active_s = received_s = trio.current_time()
         if self._role == Role.CALLBACKS:
             if not isinstance(request, RenewLease):

@@ -237,8 +237,10 @@ async def test_sync_waits_for_the_disk(cell: Cell, monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_failed_sync_is_not_hidden(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    a = await cell.connected()
+    """Also not by a second one that claims success: the kernel tells of lost pages once."""
+    a, b = await cell.connected(), await cell.connected()
     f = await a.create(b"f")
+    g = await a.create(b"g")
 
     def fail(file: DataFile) -> None:
         raise OSError(errno.EIO, "broken disk")
@@ -248,7 +250,37 @@ async def test_a_failed_sync_is_not_hidden(cell: Cell, monkeypatch: pytest.Monke
         await a.store(f.fid, b"x", sync=True)
     assert refusal.value.code == AbortCode.IO
     monkeypatch.undo()
+    for client in (a, b):
+        with pytest.raises(Aborted) as refusal:
+            await client.call(Sync((f.fid,)))
+        assert refusal.value.code == AbortCode.IO
+    with pytest.raises(Aborted):
+        await b.store(f.fid, b"y", sync=True)
+    await a.store(g.fid, b"x", sync=True)
+    assert cell.server.durability.failed, "the store must not be marked clean"
+
+
+async def test_a_sync_that_could_not_begin_is_made_up_for(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = await cell.connected()
+    f = await a.create(b"f")
+    await a.store(f.fid, b"x")
+    synced = []
+    sync = DataFile.sync
+    monkeypatch.setattr(DataFile, "sync", lambda file: (synced.append(file.key), sync(file)))
+    failing = [OSError(errno.EMFILE, "too many open files"), RuntimeError("can't start new thread")]
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise failing[0]
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(cell.server.store.files, "pin", fail)
+            with pytest.raises(Aborted):
+                await a.call(Sync((f.fid,)))
+        failing.pop(0)
+    assert not synced
     await a.call(Sync((f.fid,)))
+    assert len(synced) == 1 and not cell.server.durability.failed
 
 
 async def test_group_commit_is_shared(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
