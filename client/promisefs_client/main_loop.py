@@ -23,8 +23,10 @@ import pyfuse3
 
 log = logging.getLogger(__name__)
 
-MAX_REQUESTS = 200
-"""FUSE requests served at a time."""
+MAX_REQUESTS = 4096
+"""FUSE requests served at a time; further ones wait, also those that need no server. Each worker is a task that takes
+about 11 KB, and a megabyte of address space. More than the calls that may wait for an absent server, see MAX_WAITING
+in `session`."""
 
 
 def fuse_descriptor() -> int:

@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 10.0
 MAX_CALLS = 512
 """Calls in flight; further ones wait. Below what the connection allows."""
+MAX_WAITING = 2048
+"""Calls that wait for a server which is away; further ones fail at once, so that FUSE workers are left for what needs
+no server, or another one."""
 FIRST_RETRY_S = 0.05
 LONGEST_RETRY_S = 1.0
 BUSY_RETRY_S = 0.2
@@ -139,6 +142,9 @@ class ServerSession:
         """
         method = METHOD_OF_REQUEST[type(request)]
         self.call_counts[method.name] = self.call_counts.get(method.name, 0) + 1
+        if self._calls is None and len(self._waiting) >= MAX_WAITING:
+            self.timeouts += 1
+            raise ServerUnavailable(f"{method.name}: {MAX_WAITING} calls wait for {self.address} already")
         self._next_call += 1
         number = self._next_call
         self._waiting[number] = self._now()

@@ -141,6 +141,29 @@ def test_umount_of_what_cannot_be_stored(make_cell: MakeCell) -> None:
     assert ended(pid)
 
 
+def test_what_needs_no_server_goes_on_while_hundreds_wait(make_cell: MakeCell) -> None:
+    cell = make_cell(mounts=1, server_options=LEASE, mount_options="timeout=60")
+    root = cell.mountpoint("m1")
+    count = 500
+    cell.stop_server(kill=True)
+    wait_for(lambda: status_of(root)["leases_lost"] == 1, "the lease is lost")
+    crowd = "import threading\nthreading.stack_size(1 << 17)\ncrowd = []"
+    with Outsider(crowd) as askers, Outsider() as other:
+        askers.do(
+            f"[(crowd.append(threading.Thread(target=os.path.exists, args=({str(root)!r} + f'/{{n}}',), daemon=True)),"
+            f" crowd[-1].start()) for n in range({count})] and None"
+        )
+        wait_for(lambda: status_of(root)["waiting"] == count, "all of them wait", 30)
+        start = time.monotonic()
+        # The kernel asks before every write whether the file has such a one; we know without the server.
+        other.tell(f"os.getxattr({str(root)!r}, 'security.capability')")
+        assert other.error() == "ENODATA"
+        assert time.monotonic() - start < PROMPT_S
+        assert status_of(root)["waiting"] == count
+        cell.start_server(*LEASE)
+        wait_for(lambda: status_of(root)["waiting"] == 0, "they go on", 30)
+
+
 # The mount's process is not well
 
 
