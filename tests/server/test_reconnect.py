@@ -62,3 +62,14 @@ async def test_the_new_connection_waits_for_what_is_being_written_on_the_old(
         assert nursery.child_tasks, "HELLO was answered before the old connection had ended"
         go_on.set()
     assert len(await a.fetch(f)) == 1 << 20
+
+
+async def test_a_new_host_is_on_disk_before_it_is_promised_anything(cell: Cell) -> None:
+    """A start after power loss waits for the hosts that the store knows."""
+    durability, database = cell.server.durability, cell.server.store.database
+    before = database.commits
+    a = cell.client()
+    await a.connect_callbacks()
+    assert durability._durable_commits == database.commits == before + 1
+    await a.connect_callbacks()
+    assert database.commits == before + 1
