@@ -144,23 +144,46 @@ def _pair_decoder(decoders: tuple[Decoder, ...]) -> Decoder:
 
 
 def _message_decoder(cls: type) -> Decoder:
+    """Write the decoder's code out for this class and compile it, as `dataclasses` does.
+
+    Calling a function for each integer of a status would be most of the work of a listing: integers are checked where
+    they are, and what does not fit is given to the field's own decoder, which says what is wrong with it.
+    """
     hints = typing.get_type_hints(cls, include_extras=True)
     names: tuple[str, ...] = cls._fields  # type: ignore[attr-defined]
-    decoders = [_decoder_of(hints[name]) for name in names]
-    make: Callable[[list[object]], object] = cls._make  # type: ignore[attr-defined]
-    count = len(names)
+    unpacked = "".join(f"f{position}, " for position in range(len(names)))
+    known: dict[str, Any] = {"cls": cls, "new": tuple.__new__, "refuse": _not_an_array_for, "FieldError": FieldError}
+    lines = ["def decode(value):", f"    if type(value) is not tuple or len(value) != {len(names)}: refuse(cls, value)"]
+    if names:
+        lines += [f"    {unpacked}= value", "    try:"]
+    for position, name in enumerate(names):
+        field, decode = f"f{position}", f"d{position}"
+        known[decode] = _decoder_of(hints[name])
+        if (bounds := _int_bounds(hints[name])) is not None:
+            fits = f"type({field}) is int and {bounds.low} <= {field} <= {bounds.high}"
+            lines.append(f"        if not ({fits}): {decode}({field})")
+        else:
+            lines.append(f"        {field} = {decode}({field})")
+    if names:
+        lines.append(f"    except FieldError as error: raise type(error)('{cls.__name__}: ' + str(error)) from None")
+    lines.append(f"    return new(cls, ({unpacked}))")
+    exec("\n".join(lines), known)
+    decoder: Decoder = known["decode"]
+    return decoder
 
-    def decode(value: object) -> object:
-        if type(value) is not tuple:
-            raise _type_error(f"array for {cls.__name__}", value)
-        if len(value) != count:
-            raise FieldError(f"{cls.__name__} has {count} fields, got {len(value)}")
-        try:
-            return make([d(item) for d, item in zip(decoders, value)])  # noqa: B905 (lengths checked; hot)
-        except FieldError as error:
-            raise type(error)(f"{cls.__name__}: {error}") from None
 
-    return decode
+def _not_an_array_for(cls: type, value: object) -> None:
+    if type(value) is not tuple:
+        raise _type_error(f"array for {cls.__name__}", value)
+    count = len(cls._fields)  # type: ignore[attr-defined]
+    raise FieldError(f"{cls.__name__} has {count} fields, got {len(value)}")
+
+
+def _int_bounds(hint: Any) -> IntRange | None:
+    """The bounds of a field that is an integer and nothing else."""
+    if typing.get_origin(hint) is Annotated and isinstance(bounds := typing.get_args(hint)[1], IntRange):
+        return bounds
+    return None
 
 
 def _decoder_of(hint: Any) -> Decoder:
