@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import trio
@@ -92,6 +92,36 @@ def volume_of(request: Any) -> int:
     return request.volume if isinstance(request, GetVolumeStatus) else next(fids_of(request)).volume
 
 
+class Asking:
+    """Context manager of one call that brings statuses, see `Cell.ask`."""
+
+    __slots__ = ("_bulk", "_cell", "_mark", "_request", "_server")
+
+    def __init__(self, cell: Cell, request: Any, bulk: Piece | None) -> None:
+        self._cell = cell
+        self._request = request
+        self._bulk = bulk
+        self._server = cell.table.volumes[volume_of(request)].server
+        self._mark: CallMark
+
+    async def __aenter__(self) -> Answer:
+        cell, server = self._cell, self._server
+        mark = self._mark = server.begin_call(cell.now())
+        try:
+            reply, bulk = await cell.sessions[server].call(self._request, self._bulk)
+        except BaseException as error:
+            if isinstance(self._request, MUTATIONS) and not isinstance(error, Aborted):
+                cell.forget_changed(server, self._request)
+            server.end_call(mark)
+            raise
+        return Answer(reply, bulk, mark)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.end_call(self._mark)
+
+
 class Cell:
     """The servers' vnodes, as this mount knows them. `nursery` runs what outlives the call that began it."""
 
@@ -134,25 +164,11 @@ class Cell:
         """Make a call that brings no status. Raise Aborted, ServerUnavailable."""
         return await self.sessions[self.table.volumes[volume_of(request)].server].call(request, bulk)
 
-    @asynccontextmanager
-    async def ask(self, request: Any, bulk: Piece | None = None) -> Any:
+    def ask(self, request: Any, bulk: Piece | None = None) -> Asking:
         """Make a call; inside the block, without awaiting, install what the Answer brings."""
-        server = self.table.volumes[volume_of(request)].server
-        mark = server.begin_call(self.now())
-        try:
-            try:
-                reply, data = await self.sessions[server].call(request, bulk)
-            except Aborted:
-                raise
-            except BaseException:
-                if isinstance(request, MUTATIONS):
-                    self._forget_changed(server, request)
-                raise
-            yield Answer(reply, data, mark)
-        finally:
-            server.end_call(mark)
+        return Asking(self, request, bulk)
 
-    def _forget_changed(self, server: Server, request: Any) -> None:
+    def forget_changed(self, server: Server, request: Any) -> None:
         """A change may or may not have been made, and the server breaks no promise of who made it: do it ourselves."""
         changed = Changed.STATUS | Changed.DATA
         work, _ = self.table.break_promises(server, [Break(fid, changed, 0) for fid in fids_of(request)])

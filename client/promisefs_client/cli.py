@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import trio
+from promisefs_protocol import collector
 from rich.console import Console
 
 from .errors import ExitCode, UserError
@@ -87,6 +88,7 @@ def mount(
             os.write(ready_fd, READY)
             os.close(ready_fd)
 
+    collector.set_for_daemon()
     trio.run(mounting.Mount(where, place, how).run, on_ready)
 
 

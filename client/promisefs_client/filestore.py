@@ -26,6 +26,7 @@ from promisefs_protocol.messages import MAX_BULK_BYTES, FetchData, FileVersion, 
 from .cell import Cell
 from .contents import BLOCK_BYTES, FileContents, PageCache, StoreExtent
 from .errors import FsError
+from .prompt import Promptly
 from .readahead import Readahead
 from .session import ServerUnavailable
 from .vnode import Vnode
@@ -227,7 +228,7 @@ class FileStore:
     async def _write_behind(self, state: _FileState) -> None:
         vnode = state.vnode
         try:
-            async with state.store_lock:
+            async with Promptly(state.store_lock):
                 await self._store_extents(vnode, whole_only=True)
         except (Aborted, ServerUnavailable) as error:
             self._failed(state, error)
@@ -247,7 +248,7 @@ class FileStore:
         state = self._state(vnode)
         try:
             with trio.move_on_after(self._timeout_s) as deadline:
-                async with state.store_lock:
+                async with Promptly(state.store_lock):
                     await self._store_dirty(state, sync)
             if deadline.cancelled_caught:
                 raise ServerUnavailable(f"storing {vnode.fid} takes too long")
@@ -373,7 +374,7 @@ class FileStore:
         contents = self.contents(vnode)
         state = self._state(vnode)
         try:
-            async with state.store_lock:
+            async with Promptly(state.store_lock):
                 async with cell.ask(change) as answer:
                     cell.table.install_own_data(answer.reply.entry, answer.mark)
                     contents.truncate(change.size)

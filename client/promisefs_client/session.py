@@ -40,6 +40,7 @@ from promisefs_protocol.transport import ConnectionLost, Handler, Peer, Reply
 
 from . import clock
 from .clock import Clock
+from .prompt import Promptly
 from .servers import Server
 
 log = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ class ServerSession:
         self._waiting[number] = self._now()
         try:
             with trio.move_on_after(self.timeout_s if timeout_s is None else timeout_s):
-                async with self._slots:
+                async with Promptly(self._slots):
                     if not method.names_once:
                         return await self._call_repeatedly(method, request, bulk)
                     with self._operation() as operation:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import trio
+from promisefs_protocol import collector
 from promisefs_protocol.address import DEFAULT_PORT, Address, AddressSyntaxError, parse_address
 from promisefs_protocol.cell_file import CellFileError, load_cell_file
 
@@ -86,6 +87,7 @@ def serve(
         membership, address = _place(cell, number, listen, port)
         _start_logging(log_file, verbose)
         _raise_file_limit()
+        collector.set_for_daemon()
         trio.run(_serve, directory, membership, address, lease, insecure)
 
 
