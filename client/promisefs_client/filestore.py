@@ -112,11 +112,12 @@ class FileStore:
             data = contents.read(offset, length, size)
             if data is not None:
                 contents.given(offset, data)
-                self._fetch_ahead(vnode, contents, offset + length, min(end, size))
+                self._fetch_ahead(vnode, contents, max(offset + length, readahead.begun_to), min(end, size), readahead)
                 if not cell.valid(vnode):
                     cell.drop_pages_later(vnode)  # good for this answer, but nobody would tell us of a change
                 return data
-            self._fetch_ahead(vnode, contents, offset + length, min(end, size))
+            # What was fetched ahead may be gone again, so all of it is looked at.
+            self._fetch_ahead(vnode, contents, offset + length, min(end, size), readahead)
             await self._fetch_needed(vnode, contents, offset, min(length, size - offset))
 
     async def _fetch_needed(self, vnode: Vnode, contents: FileContents, offset: int, length: int) -> None:
@@ -130,7 +131,7 @@ class FileStore:
             run = _runs(missing)[0]
             await self._fetch_and_fill(vnode, contents, run, self._announce(state, run))
 
-    def _fetch_ahead(self, vnode: Vnode, contents: FileContents, start: int, end: int) -> None:
+    def _fetch_ahead(self, vnode: Vnode, contents: FileContents, start: int, end: int, readahead: Readahead) -> None:
         """Begin to fetch what a sequential reader will want, a megabyte at a time.
 
         Nothing of the block before `start`: the read needs that one itself, and has to see why it cannot be fetched.
@@ -139,13 +140,11 @@ class FileStore:
         if start >= end or not self._cell.connected(vnode):
             return
         state = self._state(vnode)
-        missing = [i for i in contents.missing(start, end - start) if i not in state.fetching]
-        if not missing:
-            return
-        runs = _runs(missing)
+        runs = _runs([i for i in contents.missing(start, end - start) if i not in state.fetching])
+        readahead.begun_to = end
         # The last piece waits until it is a whole fetch, or the end of the file.
-        if len(runs[-1]) < BLOCKS_PER_FETCH and (runs[-1][-1] + 1) * BLOCK_BYTES < vnode.size:
-            runs.pop()
+        if runs and len(runs[-1]) < BLOCKS_PER_FETCH and (runs[-1][-1] + 1) * BLOCK_BYTES < vnode.size:
+            readahead.begun_to = runs.pop().start * BLOCK_BYTES
         for run in runs:
             self._cell.start(self._fetch_announced, vnode, contents, run, self._announce(state, run))
 

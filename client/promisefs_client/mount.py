@@ -20,6 +20,7 @@ import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.messages import FetchStatus, GetEntryByName
 
+from . import kernel_readahead
 from .callbacks import CallbackService
 from .cell import Cell
 from .contents import PageCache
@@ -204,7 +205,7 @@ class Mount:
             self._callbacks.cell = cell
             nursery.start_soon(control.serve)
             nursery.start_soon(self._on_signals)
-            nursery.start_soon(self._announce, descriptor, on_ready)
+            nursery.start_soon(self._announce, descriptor, device, on_ready)
             nursery.start_soon(cell.renew_promises, self._session.server)
             nursery.start_soon(files.store_in_time)
             try:
@@ -219,12 +220,13 @@ class Mount:
             if mounted:
                 unmount_own(device)
 
-    async def _announce(self, fuse_fd: int, on_ready: Callable[[], None]) -> None:
+    async def _announce(self, fuse_fd: int, device: str, on_ready: Callable[[], None]) -> None:
         await self._initialised.wait()
         assert self._cell is not None
         self._notifier.attach(fuse_fd)
         self._cell.kernel.initialised()
         self._cell.table.names_can_be_dropped = self._cell.kernel.has_epochs
+        kernel_readahead.widen(device)
         log.info("mounted %s on %s", self._source, self._mountpoint)
         on_ready()
 

@@ -23,6 +23,7 @@ class Readahead:
         self._max_bytes = max_bytes
         self._window_bytes = 0
         self._frontier = 0  # end of the furthest read of the sequence
+        self.begun_to = 0  # fetches for this sequence were begun, or found needless, up to here; its user sets it
 
     def want(self, offset: int, length: int) -> tuple[int, int]:
         """Note a read; return (start, end), in whole blocks, of what should be in the cache or on its way.
@@ -33,6 +34,7 @@ class Readahead:
         if not self._is_near(offset, length):
             self._window_bytes = min(FIRST_WINDOW_BYTES, self._max_bytes) if offset == 0 else 0
             self._frontier = end
+            self.begun_to = 0
         elif end > self._frontier:
             self._window_bytes = min(max(self._window_bytes * 2, FIRST_WINDOW_BYTES), self._max_bytes)
             self._frontier = end

@@ -32,6 +32,16 @@ def test_a_seek_collapses_the_window() -> None:
     assert window(ahead, (1 << 30) + READ) == FIRST_WINDOW_BYTES
 
 
+def test_for_a_new_sequence_nothing_has_begun() -> None:
+    ahead = Readahead(MAX)
+    window(ahead, 0)
+    ahead.begun_to = MAX
+    window(ahead, READ)
+    assert ahead.begun_to == MAX
+    window(ahead, 1 << 30)
+    assert ahead.begun_to == 0
+
+
 def test_going_back_to_the_start_begins_a_new_sequence() -> None:
     ahead = Readahead(MAX)
     for i in range(40):

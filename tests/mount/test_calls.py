@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from asking import status_of
 from trees import RENAME_EXCHANGE, RENAME_NOREPLACE, assert_same_trees, bytes_for, digest, renameat2, run
 
 if TYPE_CHECKING:
@@ -61,6 +62,19 @@ def test_sparse_file_beyond_4_gib(cell: View) -> None:
             assert mapped[4093:4099] == b"middle"
     os.truncate(b, 4 * GIB + 1)
     assert os.stat(a).st_size == 4 * GIB + 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may set the kernel's readahead")
+def test_a_long_read_comes_in_large_requests(cell: View) -> None:
+    content = bytes_for(2, 16 << 20)
+    (cell.a / "f").write_bytes(content)
+
+    def reads() -> int:
+        return int(status_of(cell.running.mountpoint("m2"))["upcalls"].get("read", 0))
+
+    before = reads()
+    assert (cell.b / "f").read_bytes() == content
+    assert reads() - before < (len(content) >> 17) / 2, "not in pieces of 128 KiB"
 
 
 def test_truncate_in_both_directions(cell: View) -> None:
