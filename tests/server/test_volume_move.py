@@ -241,14 +241,18 @@ async def test_what_arrived_and_was_removed_there_is_not_moved_again(pair: Pair)
 
 
 async def test_half_moved_it_goes_on_to_that_server_only(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    gamma = pair.folder / "gamma"
+    async with running_cell(gamma, membership=GAMMA):
+        pass
+    # It has been there before, which must not be taken for its having arrived.
+    assert run("volume", "move", str(pair.alpha), NAME, str(gamma))[0] == 0
+    assert run("volume", "move", str(gamma), NAME, str(pair.alpha))[0] == 0
     while pair.states()[0] != "leaving":
         assert pair.move_and_die("callback_state", "forget", 1)
         assert pair.states() == ("here", "arriving")
         assert pair.move_and_die("volumes", "VolumeTable.set_state", 2)
     assert pair.states() == ("leaving", "arriving")
-    async with running_cell(pair.folder / "gamma", membership=GAMMA):
-        pass
-    status, _, stderr = run("volume", "move", str(pair.alpha), NAME, str(pair.folder / "gamma"))
+    status, _, stderr = run("volume", "move", str(pair.alpha), NAME, str(gamma))
     assert status == 5 and "has begun to move to server 1" in stderr
     assert await pair.start_and_stop_both() == []
     assert "its move to server 1 was interrupted" in caplog.text and "did not arrive" in caplog.text
