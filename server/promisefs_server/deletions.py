@@ -1,13 +1,14 @@
 """Deleting the data files of vnodes that are gone, in a thread, some time after their rows.
 
-What a crash keeps from being deleted is found by `sweep` at the next start.
+Not before the rows' going is durable: else power loss could bring back a file that was removed, or replaced by a
+rename, without its bytes. What a crash keeps from being deleted is found by `sweep` at the next start.
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
@@ -18,12 +19,17 @@ log = logging.getLogger(__name__)
 MAX_PENDING = 10_000
 """Beyond this, removals wait until some are done."""
 BATCH = 256
+GATHER_S = 0.2
+"""Deletions wait so long for others to go with them, since each batch syncs the WAL."""
 
 
 class Deletions:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, make_durable: Callable[[], Awaitable[None]]) -> None:
+        """`make_durable` returns when everything committed is on disk, or raises OSError."""
         self._store = store
+        self._make_durable = make_durable
         self._pending: list[int] = []
+        self._deleting = trio.Lock()
         self._wake = trio.Event()
         self._done = trio.Event()
 
@@ -48,18 +54,24 @@ class Deletions:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
+            await trio.sleep(GATHER_S)
+            await self.finish()
+
+    async def finish(self) -> None:
+        """Delete what there is now, and what is added meanwhile."""
+        async with self._deleting:
             while self._pending:
                 batch = self._pending[:BATCH]
-                await trio.to_thread.run_sync(self._delete, batch)
-                # More may have been added meanwhile: only what was deleted goes.
+                try:
+                    await self._make_durable()
+                    await trio.to_thread.run_sync(self._delete, batch)
+                except OSError as error:
+                    # The store will not be marked clean, so they are swept then.
+                    log.error("%d data files are deleted only at the next start: %s", len(batch), error)
+                # More may have been added meanwhile.
                 del self._pending[: len(batch)]
                 self._done.set()
                 self._done = trio.Event()
-
-    def finish(self) -> None:
-        """Delete what is left. May block; for the shutdown."""
-        self._delete(self._pending)
-        self._pending.clear()
 
     def _delete(self, keys: list[int]) -> None:
         for key in keys:

@@ -65,7 +65,7 @@ class Fileserver:
         self.hosts = HostTable()
         self.promises = PromiseTable()
         self.durability = Durability(store.database, store.files)
-        self.deletions = Deletions(store)
+        self.deletions = Deletions(store, self.durability.commit)
         self.locks = VnodeLocks()
         self.remains = VolumeRemains(store)
         self.breaker: Breaker
@@ -113,8 +113,8 @@ class Fileserver:
                 if not self.store.was_clean:
                     background.start_soon(self.deletions.sweep)
                 await self._serve(listeners, task_status)
+                await self.deletions.finish()
                 background.cancel_scope.cancel()
-            await trio.to_thread.run_sync(self.deletions.finish)
             clean = await self._settle_on_disk()
         finally:
             control_socket.remove(self.store.folder)

@@ -165,7 +165,6 @@ class Session:
             )
         server = self._server
         host = server.hosts.by_uuid(hello.client)
-        is_new = host is None
         if host is None:
             if hello.role != Role.CALLBACKS:
                 raise Aborted(AbortCode.NO_CALLBACKS, "the callbacks connection comes first")
@@ -176,9 +175,9 @@ class Session:
         self._introduced.set()
         host.active_s, host.description = received_s, hello.description
         if hello.role == Role.CALLBACKS:
-            if is_new:
-                # Else power loss could make the next start forget whom it has to wait for.
-                await server.durability.commit()
+            # Also if it is not new: its first HELLO may have been cut off before this. Costs nothing if nothing is open.
+            # Else power loss could make the next start forget whom it has to wait for.
+            await server.durability.commit()
             await server.breaker.callbacks_connected(contact, self._peer, received_s)
             log.info("%s: connected from %s", host, self._peer.description)
         else:

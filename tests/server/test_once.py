@@ -80,3 +80,29 @@ async def test_a_repetition_waits_for_the_breaks_of_the_first_time(cell: Cell) -
     assert impatient.cancelled_caught, "the reply came before the break was acknowledged"
     b.acknowledge.set()
     await a.call(request._replace(operation=Operation(1, 0, True)))
+
+
+async def test_replies_are_bounded(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promisefs_server.replies.MAX_KEPT", 100)
+    monkeypatch.setattr("promisefs_server.replies.DONE_BATCH", 10)
+    a, b = await cell.connected(), await cell.connected()
+
+    async def create(number: int, done_below: int) -> None:
+        await a.call(CreateFile(Operation(number, done_below, False), a.root, b"%d" % number, 0o644, 0, 0))
+
+    for number in range(1, 101):
+        await create(number, 0)
+    for _ in range(2):
+        with pytest.raises(Aborted) as refusal:
+            await create(101, 0)
+        assert refusal.value.code == AbortCode.TOO_MANY
+    assert await a.lookup(b"101") is None, "what is refused has not happened"
+    await a.call(CreateFile(Operation(5, 0, True), a.root, b"5", 0o644, 0, 0))  # a repetition needs no room
+    await b.create(b"another's")
+    await create(101, 51)
+    rows = "SELECT count(*) FROM replies JOIN hosts USING (host) WHERE uuid = ?"
+    assert cell.server.store.database.rows(rows, (a.uuid,)) == [(51,)]
+    for number in range(102, 151):
+        await create(number, 51)
+    with pytest.raises(Aborted):
+        await create(151, 51)
