@@ -175,8 +175,8 @@ class Session:
         self._introduced.set()
         host.active_s, host.description = received_s, hello.description
         if hello.role == Role.CALLBACKS:
-            # Also if it is not new: its first HELLO may have been cut off before this. Costs nothing if nothing is open.
-            # Else power loss could make the next start forget whom it has to wait for.
+            # Else power loss could make the next start forget whom it has to wait for. Also if the host is not new: its
+            # first HELLO may have been cut off before this.
             await server.durability.commit()
             await server.breaker.callbacks_connected(contact, self._peer, received_s)
             log.info("%s: connected from %s", host, self._peer.description)

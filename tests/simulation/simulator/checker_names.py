@@ -45,8 +45,19 @@ class NamesChecker:
         for call in self._calls:
             self._collect(call)
         for call in self._calls:
+            if call.kind == "rename":
+                self._blur(call)
+        for call in self._calls:
             if call.end < NEVER:
                 yield from self._check(call)
+
+    def _blur(self, call: Call) -> None:
+        """A rename moves what the old name stands for at the server, perhaps not what the kernel had found before."""
+        old, new = call.args[:2]
+        if any(c.call is not call and c.begin < call.end and c.end > call.begin for c in self._changes[old]):
+            for change in self._changes[new]:
+                if change.call is call:
+                    change.value = SOMETHING
 
     def _collect(self, call: Call) -> None:
         if call.error and call.error not in UNCLEAR:
