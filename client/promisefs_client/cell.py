@@ -18,6 +18,7 @@ from promisefs_protocol.connection import Piece
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import (
     MAX_LIST,
+    AppendData,
     Break,
     Changed,
     CreateFile,
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 
 MUTATIONS = (
     StoreData,
+    AppendData,
     StoreStatus,
     SetXattr,
     RemoveXattr,

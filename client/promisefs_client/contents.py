@@ -416,6 +416,12 @@ class FileContents:
             self.fill_epoch += 1
         self._cache.evict()
 
+    def appended(self, offset: int, data: Buffer, version: Version) -> None:
+        """The server has put these bytes at its end of the file, and nobody else changed it since `version`."""
+        if self.version is None or version != self.version or not self._take_in(StoreExtent(offset, bytes(data))):
+            self.fill_epoch += 1
+        self._cache.evict()
+
     def _take_in(self, extent: StoreExtent) -> bool:
         """Move stored bytes into clean blocks; return whether all of them found one."""
         complete = True

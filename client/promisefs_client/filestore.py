@@ -21,14 +21,14 @@ import time
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_protocol.messages import MAX_BULK_BYTES, FetchData, FileVersion, StoreData, StoreStatus, Sync
+from promisefs_protocol.messages import MAX_BULK_BYTES, AppendData, FetchData, FileVersion, StoreData, StoreStatus, Sync
 
 from .cell import Cell
 from .contents import BLOCK_BYTES, FileContents, PageCache, StoreExtent
 from .errors import FsError
 from .prompt import Promptly
 from .readahead import Readahead
-from .session import ServerUnavailable
+from .session import UNNUMBERED, ServerUnavailable
 from .vnode import Vnode
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,17 @@ RETRY_AFTER_S = 5.0
 class _FileState:
     """What the shell needs beside the contents of a file that is open or dirty."""
 
-    __slots__ = ("background", "dirty_since", "failure", "fetching", "retry_at", "store_lock", "vnode")
+    __slots__ = (
+        "appends",
+        "appends_seen",
+        "background",
+        "dirty_since",
+        "failure",
+        "fetching",
+        "retry_at",
+        "store_lock",
+        "vnode",
+    )
 
     def __init__(self, vnode: Vnode) -> None:
         self.vnode = vnode
@@ -57,6 +67,8 @@ class _FileState:
         self.retry_at = 0.0  # not stored in the background before this, after a failure
         self.failure: Exception | None = None  # why the last store failed
         self.background = False  # a write-behind task runs
+        self.appends = 0  # made since this state is kept
+        self.appends_seen = 0  # so many of them everyone has acknowledged
 
 
 class FileStore:
@@ -235,12 +247,49 @@ class FileStore:
             state.background = False
             self._settle(state)
 
+    async def append(self, vnode: Vnode, data: bytes) -> int:
+        """Add bytes at the end of the file, wherever that is at the server, at once. Return their offset.
+
+        `store` then waits until everyone has been told: here the kernel holds pages locked, which one of them may wait
+        for. Raise Aborted, ServerUnavailable, FsError.
+        """
+        if vnode.lost:
+            raise FsError(errno.ESTALE)
+        contents = self.contents(vnode)
+        state = self._state(vnode)
+        try:
+            with trio.move_on_after(self._timeout_s):
+                async with Promptly(state.store_lock):
+                    while vnode.is_dirty:  # it may reach beyond the server's end
+                        await self._store_extents(vnode)
+                    self._cell.table.stores_done(vnode)
+                    return await self._append_at_server(vnode, contents, state, data)
+            raise ServerUnavailable(f"appending to {vnode.fid} takes too long")
+        except (Aborted, ServerUnavailable) as error:
+            self._failed(state, error)
+            raise
+        finally:
+            self._settle(state)
+
+    async def _append_at_server(self, vnode: Vnode, contents: FileContents, state: _FileState, data: bytes) -> int:
+        table = self._cell.table
+        async with self._cell.ask(AppendData(UNNUMBERED, vnode.fid, time.time_ns()), data) as answer:
+            entry, offset = answer.reply
+            incarnation, version = entry.status.version
+            if contents.version == (incarnation, version - 1):
+                contents.appended(offset, data, contents.version)
+                contents.advance_version(entry.status.version, entry.status.size)
+            table.install(entry, answer.mark)
+            state.appends += 1
+        self._cell.drop_stale_later()
+        return int(offset)
+
     async def store(self, vnode: Vnode, *, sync: bool) -> None:
         """Store what is dirty; with `sync`, all of the file is durable after. Raise Aborted, ServerUnavailable."""
         if vnode.lost:
             raise FsError(errno.ESTALE)  # every fsync and close says so from now on
         state = self._states.get(vnode)
-        if not sync and (state is None or not vnode.is_dirty):
+        if not sync and (state is None or not (vnode.is_dirty or state.appends_seen < state.appends)):
             if state is not None:
                 self._settle(state)  # what was dirty may have turned out not to be
             return
@@ -248,7 +297,8 @@ class FileStore:
         try:
             with trio.move_on_after(self._timeout_s) as deadline:
                 async with Promptly(state.store_lock):
-                    await self._store_dirty(state, sync)
+                    durable = await self._store_dirty(state, sync)
+                await self._finish(state, sync and not durable)
             if deadline.cancelled_caught:
                 raise ServerUnavailable(f"storing {vnode.fid} takes too long")
         except (Aborted, ServerUnavailable) as error:
@@ -257,13 +307,22 @@ class FileStore:
         finally:
             self._settle(state)
 
-    async def _store_dirty(self, state: _FileState, sync: bool) -> None:
-        vnode = state.vnode
-        synced = False
-        while vnode.is_dirty:
-            synced = await self._store_extents(vnode, sync_if_single=sync)
-        if sync and not synced:
-            await self._cell.call(Sync((vnode.fid,)))
+    async def _store_dirty(self, state: _FileState, sync: bool) -> bool:
+        """Store until nothing is dirty. Return whether that, done with `sync`, made everything durable."""
+        durable = False
+        while state.vnode.is_dirty:
+            durable = await self._store_extents(state.vnode, sync_if_single=sync)
+        return durable
+
+    async def _finish(self, state: _FileState, durable: bool) -> None:
+        """Have what was stored made durable, and what was appended be known to everyone.
+
+        The store lock is not held: what others wait for before they acknowledge may be an append that waits for it.
+        """
+        appends = state.appends
+        if durable or state.appends_seen < appends:
+            await self._cell.call(Sync((state.vnode.fid,), durable, state.appends_seen < appends))
+            state.appends_seen = max(state.appends_seen, appends)
         state.retry_at = 0.0
         state.failure = None
 

@@ -345,16 +345,16 @@ class Operations(pyfuse3.Operations):
         file = self._open_files[fh]
         vnode = file.vnode
         kernels_end = off + len(buf)
-        if file.appends(off):
-            # The kernel's idea of the end may be from before another mount appended.
-            await self._cell.validate(vnode)
-            if off != vnode.size:
-                off = vnode.size
-                self._cell.drop_pages_later(vnode)
         if vnode.shown_at is not None and off <= vnode.shown_at < kernels_end:
             # The write was under way to us when that byte was shown, and may lie under it in the kernel.
             vnode.shown_at = None
             self._cell.drop_pages_later(vnode)
+        if file.appends(off):
+            # The kernel's idea of the end may be from before another mount appended.
+            if await self._files.append(vnode, buf) != off:
+                self._cell.drop_pages_later(vnode)
+            vnode.told_size = max(vnode.told_size, kernels_end)
+            return len(buf)
         vnode.told_size = max(vnode.told_size, kernels_end)
         await self._files.write(vnode, off, buf)
         return len(buf)

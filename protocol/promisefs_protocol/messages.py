@@ -1,10 +1,10 @@
 """Every call of the protocol: its name, its arguments, its reply.
 
-Methods keep AFS's names. Names that AFS does not have: HELLO, CB.RenewLease, FS.Sync, FS.GiveUpOpen, mount points,
-the xattr calls, and RenameVolume. A request or reply is a NamedTuple; bulk bytes (file contents, xattr values) travel
-beside it, see `connection`. Directions: FS.* and VL.* from the client on its *calls* connection; CB.RenewLease
-from the client, every other CB.* from the server, on the client's *callbacks* connection; the administration of
-volumes on the server's control socket only, a Unix socket in its store, without HELLO.
+Methods keep AFS's names. Names that AFS does not have: HELLO, CB.RenewLease, FS.Sync, FS.AppendData, FS.GiveUpOpen,
+mount points, the xattr calls, and RenameVolume. A request or reply is a NamedTuple; bulk bytes (file contents, xattr
+values) travel beside it, see `connection`. Directions: FS.* and VL.* from the client on its *calls* connection;
+CB.RenewLease from the client, every other CB.* from the server, on the client's *callbacks* connection; the
+administration of volumes on the server's control socket only, a Unix socket in its store, without HELLO.
 """
 
 from __future__ import annotations
@@ -181,6 +181,23 @@ class StoreData(NamedTuple):
     since: FileVersion | None = None
 
 
+class AppendData(NamedTuple):
+    """Write the bulk bytes at the end of the file, wherever that is. Happens once, however often it is repeated.
+
+    The reply comes before other clients have acknowledged what they are told: the caller may be holding up what one of
+    them waits for. FS.Sync with `seen` waits for it.
+    """
+
+    operation: Operation
+    fid: Fid
+    mtime_ns: TimeNs | None  # None: the server's clock
+
+
+class AppendDataReply(NamedTuple):
+    entry: PromisedStatus
+    offset: Size  # where the bytes are
+
+
 class StoreStatus(NamedTuple):
     """Change what is not None. `size` truncates or extends; then mtime_ns None means the server's clock."""
 
@@ -194,9 +211,13 @@ class StoreStatus(NamedTuple):
 
 
 class Sync(NamedTuple):
-    """Make durable whatever the server has accepted for these files, and every change of names so far."""
+    """`durable`: make durable whatever the server has accepted for these files, and every change of names so far.
+    `seen`: wait until every other client has acknowledged what it has been told so far, or its lease has ended.
+    """
 
     fids: Fids
+    durable: bool = True
+    seen: bool = False
 
 
 # FS: names
@@ -491,7 +512,7 @@ class Method:
     request: type[Any]
     reply: type[Any]
     names_once: bool
-    """Changes names and must not happen twice: its first argument is an Operation."""
+    """Changes names, or appends, and must not happen twice: its first argument is an Operation."""
 
     decode_request: Callable[[object], Any]
     decode_reply: Callable[[object], Any]
@@ -509,6 +530,7 @@ _METHODS = (
     _method("FS.FetchDirectory", FetchDirectory, FetchDirectoryReply),
     _method("FS.FetchData", FetchData, StatusReply),
     _method("FS.StoreData", StoreData, StatusReply),
+    _method("FS.AppendData", AppendData, AppendDataReply, True),
     _method("FS.StoreStatus", StoreStatus, StatusReply),
     _method("FS.Sync", Sync, Empty),
     _method("FS.CreateFile", CreateFile, EntryReply, True),

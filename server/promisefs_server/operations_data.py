@@ -16,6 +16,9 @@ import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import MAX_FILE_BYTES, Fid
 from promisefs_protocol.messages import (
+    METHOD_OF_REQUEST,
+    AppendData,
+    AppendDataReply,
     Changed,
     Empty,
     RemoveXattr,
@@ -52,6 +55,7 @@ class DataOperations(Operations):
     def table(self) -> dict[type, Operation]:
         return {
             StoreData: self.store_data,
+            AppendData: self.append_data,
             StoreStatus: self.store_status,
             Sync: self.sync,
             SetXattr: self.set_xattr,
@@ -60,7 +64,7 @@ class DataOperations(Operations):
 
     # Bytes
 
-    def _regular(self, request: StoreData | StoreStatus) -> Vnode:
+    def _regular(self, request: StoreData | AppendData | StoreStatus) -> Vnode:
         vnode = self._vnodes.get(request.fid)
         if vnode.is_dir:
             raise Aborted(AbortCode.ISDIR, f"{request.fid} is a directory")
@@ -104,6 +108,50 @@ class DataOperations(Operations):
                 vnode, failure = await self._store_bytes(vnode, request, bulk)
             answer = self._answer_store(contact, request, vnode, failure)
         return answer if isinstance(answer, tuple) else await answer()
+
+    def append_data(self, contact: Contact, request: AppendData, bulk: bytes | None) -> Reply | Later:
+        if not bulk:
+            raise Aborted(AbortCode.BAD_MESSAGE, "AppendData without bytes")
+        self._store.ballast.admit(len(bulk), trio.current_time())
+        return partial(self._append, contact, request, bulk)
+
+    async def _append(self, contact: Contact, request: AppendData, data: bytes) -> Reply:
+        """Write beyond the end, where nobody sees it; then publish, in the transaction that keeps the reply.
+
+        A crash in between leaves garbage beyond the end, and the repeated call writes over it.
+        """
+        host, method = contact.host, METHOD_OF_REQUEST[AppendData]
+        async with self._locks.hold(key_of(request.fid)):
+            if self._breaker.hosts.by_number(host.number) is not host:
+                raise Aborted(AbortCode.NOT_INTRODUCED, "this host has said that it is gone")
+            reply = self._store.replies.find(host.number, request.operation, method)
+            if reply is not None:
+                return reply, None
+            vnode = self._regular(request)
+            end = vnode.size + len(data)
+            if end > MAX_FILE_BYTES:
+                raise Aborted(AbortCode.FBIG, f"files end at {MAX_FILE_BYTES} bytes")
+            with self._store.files.pin(vnode.key, create=True) as file:
+                assert file is not None
+                if self._may_write_here(vnode, vnode.size, len(data)):
+                    file.write(data, vnode.size)
+                else:
+                    await trio.to_thread.run_sync(file.write, data, vnode.size, limiter=self._limiter)
+                self._store.files.unsynced.add(vnode.key)
+            now = now_ns()
+            changed = vnode._replace(
+                size=end,
+                data_version=vnode.data_version + 1,
+                mtime_ns=now if request.mtime_ns is None else request.mtime_ns,
+                ctime_ns=vnode.later(now),
+            )
+            with self._database.transaction():
+                self._vnodes.update(changed)
+                kept = AppendDataReply(self.unpromised(changed), vnode.size)
+                self._store.replies.save(host.number, request.operation, method, kept)
+            self._writers.changed(vnode.key, host.number, changed.data_version)
+            self._breaker.begin(host, [break_of(changed, Changed.STATUS | Changed.DATA)])
+            return AppendDataReply(self.promised(contact, changed), vnode.size), None
 
     def _check_unchanged(self, contact: Contact, vnode: Vnode, request: StoreData) -> None:
         """Abort CHANGED unless nobody but this host is known to have changed the bytes after `since`."""
@@ -322,10 +370,13 @@ class DataOperations(Operations):
     # Durability
 
     def sync(self, contact: Contact, request: Sync, bulk: bytes | None) -> Reply | Later:
-        return partial(self._sync, [key_of(fid) for fid in request.fids])
+        return partial(self._sync, request)
 
-    async def _sync(self, keys: Sequence[int]) -> Reply:
-        failure = await self._durability.sync(keys)
-        if failure is not None:
-            raise failure
+    async def _sync(self, request: Sync) -> Reply:
+        if request.seen:
+            await self._breaker.settle(self._breaker.outstanding())
+        if request.durable:
+            failure = await self._durability.sync([key_of(fid) for fid in request.fids])
+            if failure is not None:
+                raise failure
         return Empty(), None

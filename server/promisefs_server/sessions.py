@@ -13,6 +13,7 @@ from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
     PROTOCOL_VERSION,
+    AppendData,
     CreateFile,
     Empty,
     GiveUpAllCallBacks,
@@ -47,7 +48,7 @@ HELLO_TIMEOUT_S = 10.0
 GATE_TIMEOUT_S = 10.0
 """How long a call of a stale host waits for its InitCallBackState3."""
 
-_GROWING = (CreateFile, MakeDir, MakeMountPoint, Symlink, Link, SetXattr, StoreData)
+_GROWING = (CreateFile, MakeDir, MakeMountPoint, Symlink, Link, SetXattr, StoreData, AppendData)
 """What has to go without the ballast when the disk is full."""
 
 

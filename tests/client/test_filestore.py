@@ -16,7 +16,7 @@ from promisefs_client.session import ServerUnavailable
 from promisefs_client.vnode import Vnode
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
-from promisefs_protocol.messages import FetchData, GiveUpOpen, StoreData, StoreStatus
+from promisefs_protocol.messages import FetchData, GiveUpOpen, StoreData, StoreStatus, Sync
 from server_cell import Client, in_background
 
 
@@ -376,3 +376,77 @@ def page_with(**changed: str) -> bytes:
     for name, letter in changed.items():
         page[int(name.removeprefix("at"))] = ord(letter)
     return bytes(page)
+
+
+# Appending
+
+
+async def test_appenders_on_two_mounts_lose_nothing(world: World, mount: ClientMount) -> None:
+    """Their kernels write where they believe that the file ends."""
+    await new_file(world, b"")
+    second = await world.mount()
+    mounts = [mount, second]
+    vnodes = [await m.open(b"file") for m in mounts]
+    handles = [await m.open_handle(vnode, os.O_WRONLY | os.O_APPEND) for m, vnode in zip(mounts, vnodes, strict=True)]
+
+    async def appender(n: int) -> None:
+        end = 0
+        for step in range(20):
+            line = b"%d:%02d\n" % (n, step)
+            await mounts[n].operations.write(handles[n], end, line)
+            end += len(line)
+        await mounts[n].operations.fsync(handles[n], False)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(appender, 0)
+        nursery.start_soon(appender, 1)
+    content = await mount.read(vnodes[0])
+    assert content == await second.read(vnodes[1])
+    lines = content.split()
+    for n in range(2):
+        assert [line for line in lines if line.startswith(b"%d" % n)] == [b"%d:%02d" % (n, step) for step in range(20)]
+    assert len(lines) == 40
+
+
+async def test_what_was_appended_alone_can_be_read_without_asking(world: World, mount: ClientMount) -> None:
+    await new_file(world, b"abc")
+    vnode = await mount.open(b"file")
+    handle = await mount.open_handle(vnode, os.O_RDWR | os.O_APPEND)
+    assert await mount.read(vnode) == b"abc"
+    before = mount.drops_of_pages(vnode)
+    await mount.operations.write(handle, 3, b"def")
+    await mount.operations.write(handle, 6, b"ghi")
+    asked = len(mount.session.sent)
+    assert await mount.read(vnode) == b"abcdefghi"
+    assert len(mount.session.sent) == asked
+    assert mount.drops_of_pages(vnode) == before
+
+
+async def test_an_append_goes_behind_what_is_not_stored_yet(world: World, mount: ClientMount) -> None:
+    other, fid = await new_file(world, b"abc")
+    vnode = await mount.open(b"file")
+    handle = await mount.open_handle(vnode, os.O_RDWR | os.O_APPEND)
+    await mount.files.write(vnode, 5, b"far")
+    await mount.operations.write(handle, 8, b"end")
+    assert await other.fetch(fid) == b"abc\0\0farend"
+    await mount.operations.release(handle)
+
+
+async def test_a_close_after_an_append_waits_until_others_know(world: World, mount: ClientMount) -> None:
+    other, fid = await new_file(world, b"abc")
+    await other.stat(fid)
+    vnode = await mount.open(b"file")
+    handle = await mount.open_handle(vnode, os.O_WRONLY | os.O_APPEND)
+    other.acknowledge = trio.Event()
+    with trio.fail_after(5):
+        await mount.operations.write(handle, 3, b"def")
+    async with (
+        in_background(mount.operations.flush(handle)) as flush,
+        in_background(mount.operations.flush(handle)) as too,
+    ):
+        assert not flush.done and not too.done
+        other.acknowledge.set()
+        await settled()
+        assert flush.done and flush.error is None and too.done
+    await mount.operations.flush(handle)
+    assert [(call.durable, call.seen) for call in mount.session.sent_of(Sync)] == [(False, True)] * 2

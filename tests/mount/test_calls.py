@@ -8,6 +8,8 @@ import mmap
 import os
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,6 +189,46 @@ def test_appenders_whose_kernel_has_not_seen_the_new_end(cell: View, access: int
             expected += line
     assert os.stat(cell.a / "log").st_size == len(expected)
     assert (cell.a / "log").read_bytes() == expected == (cell.b / "log").read_bytes()
+
+
+_APPENDER = """
+import os, sys
+path, number, writes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+for step in range(writes):
+    data = bytes(number << 5 | (step + i) % 32 for i in range(1 + step * 37 % 300))
+    assert os.write(fd, data) == len(data)
+    if step % 50 == 0:
+        os.fsync(fd)
+os.close(fd)
+"""
+
+
+def test_appenders_on_both_mounts_at_the_same_time(cell: View) -> None:
+    """Two processes on each mount: every byte is there, once, and those of one process are in its order.
+
+    One write(2) may be torn: the kernel makes two WRITEs of one that crosses a page.
+    """
+    (cell.a / "log").touch()
+    before = early_acks(cell)
+    writes = 200
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _APPENDER, view / "log", str(number), str(writes)])
+        for number, view in enumerate(cell.both * 2)
+    ]
+    assert [process.wait(100) for process in processes] == [0] * len(processes)
+    content = (cell.a / "log").read_bytes()
+    assert content == (cell.b / "log").read_bytes()
+    for number in range(len(processes)):
+        expected = b"".join(
+            bytes(number << 5 | (step + i) % 32 for i in range(1 + step * 37 % 300)) for step in range(writes)
+        )
+        assert bytes(byte for byte in content if byte >> 5 == number) == expected
+    assert early_acks(cell) == before, "a WRITE that waits for the server held up an acknowledgement"
+
+
+def early_acks(cell: View) -> int:
+    return sum(int(status_of(mount.mountpoint)["early_acks"]) for mount in cell.running.mounts.values())
 
 
 @pytest.mark.parametrize("access", [os.O_WRONLY, os.O_RDWR])
