@@ -84,6 +84,10 @@ class CallbackService:
             await cell.revalidate(vnodes)
             unpromised = [vnode for vnode in vnodes if not cell.valid(vnode)]
             await cell.drop([KernelWork(vnode.ino, True, False, 0) for vnode in unpromised])
+        for item in kept:
+            vnode = cell.table.by_ino(item.ino)
+            if vnode is not None and vnode.contents is not None:
+                vnode.contents.forget_twins(item.twins)
 
     async def _grow(self, cell: Cell, item: KernelWork) -> None:
         """Show the kernel the new last byte: a mapping may reach there already."""

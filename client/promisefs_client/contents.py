@@ -286,11 +286,13 @@ class FileContents:
 
     def _write_pages(self, offset: int, data: bytes, promised: bool) -> None:
         """Take what may be pages written back from a mapping: all at once if nothing is special about them."""
-        blocks = range(offset // BLOCK_BYTES, (offset + len(data) - 1) // BLOCK_BYTES + 1)
-        if not self._twins and not (promised and any(index in self._clean for index in blocks)):
+        end = offset + len(data)
+        blocks = range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
+        known = any(index in self._clean for index in blocks) or self._presumed.overlapping(offset, end)
+        if not self._twins and not (promised and known):
             self._write_certain(offset, data)
         elif self._twins or not self._presume(offset, data, promised):
-            for at in range(offset, offset + len(data), PAGE_BYTES):
+            for at in range(offset, end, PAGE_BYTES):
                 self._write_page(at, data[at - offset : at - offset + PAGE_BYTES], promised)
 
     def _presume(self, offset: int, data: bytes, promised: bool) -> bool:

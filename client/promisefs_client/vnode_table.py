@@ -52,6 +52,7 @@ class KernelWork(NamedTuple):
     names: bool
     grown_to: int  # the new size if the file grew and may be mapped, else 0
     renew: bool = False  # pages stay that may be mapped: they need a promise again before the break is acknowledged
+    twins: int = 0  # of `FileContents.keep_twins`, until they have it
 
 
 class VnodeTable:
@@ -228,7 +229,8 @@ class VnodeTable:
                     vnode.contents.drop_clean(keep_twins=pages and vnode.lookups > 0)
             if vnode.lookups:
                 renew = vnode.kernel_pages and vnode.opens > 0 and not pages
-                work.append(KernelWork(vnode.ino, pages, names, grown_to, renew))
+                twins = vnode.contents.keep_twins() if renew and vnode.contents is not None else 0
+                work.append(KernelWork(vnode.ino, pages, names, grown_to, renew, twins))
         return work, still_open
 
     def reset(self, server: Server) -> tuple[list[KernelWork], list[KernelWork]]:

@@ -577,3 +577,13 @@ def test_a_break_takes_away_what_is_only_presumed_in_a_store_on_its_way() -> Non
     contents.check_invariants()
     contents.write(5, b"x")
     assert contents.begin_store(STORE_BYTES) is None, "the whole page is still on its way"
+
+
+def test_a_page_written_back_again_after_its_block_was_evicted_is_still_presumed() -> None:
+    contents = mapped_file()
+    contents.write(0, page_with(at3=65), mapped=True, promised=True)
+    cache_of(contents).limit_bytes = 0
+    cache_of(contents).evict()
+    contents.write(0, page_with(at3=65, at9=66), mapped=True, promised=True)
+    contents.drop_clean()
+    assert stored_bytes(contents) == [(3, b"A"), (9, b"B")]

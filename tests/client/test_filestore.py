@@ -16,7 +16,7 @@ from promisefs_client.session import ServerUnavailable
 from promisefs_client.vnode import Vnode
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
-from promisefs_protocol.messages import FetchData, GiveUpOpen, StoreData, StoreStatus, Sync
+from promisefs_protocol.messages import FetchData, GiveUpOpen, InlineBulkStatus, StoreData, StoreStatus, Sync
 from server_cell import Client, in_background
 
 
@@ -328,6 +328,27 @@ async def test_a_page_on_its_way_to_the_server_when_another_stores_does_not_undo
         assert fsync.error is None
     assert await other.fetch(fid) == page_with(at3="A", at9="B")
     assert [len(call.since or ()) for call in mount.session.sent_of(StoreData)] == [2, 0]
+
+
+async def test_a_page_written_back_while_a_promise_is_renewed_does_not_undo_the_next_store(
+    world: World, mount: ClientMount
+) -> None:
+    """A break of the status alone takes the promise too, for as long as it takes to ask again."""
+    other, fid = await new_file(world, b"o" * PAGE_BYTES)
+    vnode = await mount.open(b"file")
+    handle = await mount.open_handle(vnode, os.O_RDWR)
+    page = bytearray(await mount.operations.read(handle, 0, PAGE_BYTES))
+    mount.session.hold_before[InlineBulkStatus] = gate = trio.Event()
+    async with in_background(other.chmod(fid, 0o600)):
+        assert not mount.cell.valid(vnode)
+        page[3] = ord("A")
+        await mount.operations.write(handle, 0, bytes(page))
+        gate.set()
+        await settled()
+        assert not mount.files.contents(vnode)._twins, "they are kept no longer than needed"
+    await other.store(fid, b"B", 9)
+    await mount.operations.fsync(handle, False)
+    assert await other.fetch(fid) == page_with(at3="A", at9="B")
 
 
 async def test_a_page_of_which_nothing_is_left_to_store_leaves_no_mark_of_dirtiness(
