@@ -262,7 +262,9 @@ class ServerSession:
 
     async def _renew_while_connected(self, callbacks: Peer, calls: Peer) -> None:
         while not callbacks.closed and not calls.closed:
-            await self._sleep_until_closed(callbacks, calls, self.lease_s / 3)
+            # A third of a lease after the last renewal was sent: after one that took long the next follows at once.
+            due = self.server.lease_until - self.lease_s * (TRUSTED_SHARE - 1 / 3)
+            await self._sleep_until_closed(callbacks, calls, max(0.0, due - self._now()))
             if callbacks.closed or calls.closed:
                 return
             sent_at = self._now()

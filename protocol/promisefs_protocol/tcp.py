@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 
 import trio
 
@@ -23,6 +24,12 @@ KEEPALIVE = (
 )
 """The kernel asks after a minute of silence, and gives a peer up that has not answered for another one."""
 
+TCP_RTO_MAX_MS = 44
+"""linux/tcp.h, since Linux 6.15; the socket module does not have it yet."""
+LONGEST_RTO_MS = 1000
+"""What was lost is sent again after this time at the latest. By default the waits double, up to two minutes, so a short
+interruption would cost a lease that is much longer."""
+
 
 class TcpStream(trio.abc.Stream):
     """One TCP connection. Raises what trio's streams raise: BrokenResourceError, ClosedResourceError."""
@@ -34,6 +41,8 @@ class TcpStream(trio.abc.Stream):
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for level, option, value in KEEPALIVE:
             self._socket.setsockopt(level, option, value)
+        with suppress(OSError):  # an older kernel
+            self._socket.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, LONGEST_RTO_MS)
 
     def send_now(self, pieces: Sequence[bytes | bytearray | memoryview]) -> Sequence[bytes | bytearray | memoryview]:
         """Send what the peer takes at once. Return what is left, in order."""
