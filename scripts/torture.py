@@ -17,6 +17,7 @@ from cell_lib import mounts
 from cell_lib.cell import Cell, CellError
 from cell_lib.guard import Guard
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torture_lib.report import PlotError, as_json, check_plot, checks_table, deeds_table, plot
 from torture_lib.run import END_S, MAX_MOUNTS, run_torture
@@ -78,6 +79,10 @@ class Ticker:
             progress_console.print(f"{now_s - self._began_s:5.0f} s: {text}")
 
 
+def tell_failure(text: str) -> None:
+    progress_console.print(f"[red]torture:[/red] {escape(text)}")
+
+
 def run(
     directory: Path,
     mount_count: int,
@@ -102,7 +107,7 @@ def run(
             with ExitStack() as stack:
                 ticker = Ticker(cell, server_options, seconds, checks, kill_every_s, seed, stack)
                 began_s = time.monotonic()
-                tally = run_torture(views, directory, seconds, checks, seed, ticker.tick)
+                tally = run_torture(views, directory, seconds, checks, seed, ticker.tick, tell_failure)
                 took_s = time.monotonic() - began_s
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -113,6 +118,7 @@ def run(
             complaints.append("it hung: mounts were aborted")
     for complaint in complaints:
         tally.fail(complaint)
+        tell_failure(complaint)
     facts = {"mounts": mount_count, "seconds": round(took_s, 1), "seed": seed, "server_kills": ticker.kills}
     report(tally, facts, picture, print_json)
     return 1 if tally.failed or tally.stale or not tally.judged else 0
@@ -132,8 +138,6 @@ def report(tally: Tally, facts: dict[str, float], picture: Path | None, print_js
         console.print(checks_table(tally))
         console.print(deeds_table(tally))
         console.print(f"{title}; files without a name were used {tally.orphans:,} times; seed {facts['seed']}")
-    for failure in tally.failures:
-        progress_console.print(f"[red]torture: {failure}[/red]")
     if tally.failed:
         progress_console.print(f"[red]torture: {tally.failed:,} failures[/red]")
 

@@ -75,8 +75,8 @@ def make_pipe() -> tuple[int, int]:
 
 
 def say_stop(write_end: int) -> None:
-    """Tell the worker at the other end to finish."""
-    os.write(write_end, _packed(_Message(Kind.STOP, 0, 0, ABSENT)))
+    """Tell the worker at the other end to finish, if there is one."""
+    _written(write_end, _packed(_Message(Kind.STOP, 0, 0, ABSENT)))
 
 
 class Known:
@@ -171,7 +171,10 @@ class Board:
 
 
 def _written(pipe: int, data: bytes) -> bool:
-    """Write all of it, or nothing because the pipe is full (a write of less than PIPE_BUF is never split)."""
+    """Write all of it, or nothing because the pipe is full (a write of less than PIPE_BUF is never split).
+
+    To a worker that has ended nothing need be said.
+    """
     try:
         os.write(pipe, data)
     except BlockingIOError:

@@ -113,5 +113,18 @@ def is_right(sight: Sight, known: Known) -> bool:
     made = {0} if any(not state.exists for state in possible) else set()
     heads = made | {state.head for state in possible if state.exists}
     sizes = made | {state.size for state in possible if state.exists}
-    some_exists = any(state.exists for state in possible)
-    return some_exists and sight.head in (None, *heads) and sight.size in (None, *sizes)
+    if not any(state.exists for state in possible):
+        return False
+    if sight.tail is not None:  # reading: it may end early, see `ended_early`
+        return sight.size is not None and sight.size <= max(sizes) and (sight.size == 0 or sight.head in heads)
+    return sight.head in (None, *heads) and sight.size in (None, *sizes)
+
+
+def ended_early(sight: Sight, known: Known) -> bool:
+    """Whether a file that was read while it was being changed seemed shorter than it was before and after.
+
+    The kernel ignores a size that an invalidation overtakes, and reads no further than to the last end it believed in.
+    """
+    if known.quiet or sight.tail is None or sight.size is None:
+        return False
+    return sight.size < min(state.size for state in known.possible)

@@ -21,18 +21,28 @@ class PlotError(Exception):
 def checks_table(tally: Tally) -> Table:
     table = Table(title="Looks, and from publication to sight", title_justify="left")
     table.add_column("seen by")
-    for header in ("checks", "first", "meanwhile", "absent", "stale", "median ms", "p99 ms", "longest ms"):
+    for header in (
+        "checks",
+        "first",
+        "meanwhile",
+        "ended early",
+        "absent",
+        "stale",
+        "median ms",
+        "p99 ms",
+        "longest ms",
+    ):
         table.add_column(header, justify="right")
     for kind in KINDS:
         checks = tally.checks_of(kind)
-        counts = [f"{count:,}" for count in (checks.judged, checks.first, checks.busy, checks.absent)]
+        counts = [f"{count:,}" for count in (checks.judged, checks.first, checks.busy, checks.early, checks.absent)]
         stale = f"[red]{checks.stale:,}[/red]" if checks.stale else "0"
         table.add_row(kind, *counts, stale, *_latencies(tally.seen.get(kind, Histogram())))
     table.add_section()
-    table.add_row("all", f"{tally.judged:,}", "", "", "", f"{tally.stale:,}")
+    table.add_row("all", f"{tally.judged:,}", "", "", "", "", f"{tally.stale:,}")
     table.caption = (
         "first: a process's first look since a change; meanwhile: while the name was being changed; "
-        "absent: had to find no such name"
+        "ended early: of these, reads that found the end too soon; absent: had to find no such name"
     )
     return table
 
@@ -111,7 +121,7 @@ def plot(tally: Tally, title: str, path: Path) -> None:
     )
     for axes, (name, histograms) in zip(figure.subplots(1, 2, sharey=True), pictures, strict=True):
         for kind, histogram in histograms.items():
-            points = histogram.shares()
+            points = [(ms, 0.0) for ms, _ in histogram.shares()[:1]] + histogram.shares()
             label = f"{kind} ({histogram.count:,}, median {histogram.quantile_ms(0.5):.2g} ms)"
             axes.step([ms for ms, _ in points], [100 * share for _, share in points], where="post", label=label)
         axes.set_xscale("log")
@@ -121,6 +131,6 @@ def plot(tally: Tally, title: str, path: Path) -> None:
         axes.set_ylim(0, 100)
         axes.grid(True, which="both", alpha=0.25)
         if histograms:
-            axes.legend(fontsize=8, loc="lower right")
+            axes.legend(fontsize=8, loc="upper left")
     figure.axes[0].set_ylabel("percent within")
     figure.savefig(path, dpi=120)

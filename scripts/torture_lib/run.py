@@ -27,6 +27,8 @@ END_S = 60.0
 
 Progress = Callable[[int, int], None]
 """Told now and then: checks so far, failures so far."""
+OnFailure = Callable[[str], None]
+"""Told of a failure in words as soon as it is known."""
 
 
 @dataclass(slots=True)
@@ -39,7 +41,7 @@ class _Child:
     judged: int = 0
     failed: int = 0
 
-    def take(self, data: bytes) -> None:
+    def take(self, data: bytes, on_failure: OnFailure) -> None:
         self.output += data
         *lines, rest = self.output.split(b"\n")
         self.output = bytearray(rest)
@@ -47,7 +49,9 @@ class _Child:
             self.last_line = bytes(line)
             report = json.loads(line)
             if isinstance(report, list):
-                self.judged, self.failed = report
+                self.judged, self.failed, failures = report
+                for failure in failures:
+                    on_failure(failure)
 
 
 def run_torture(
@@ -57,6 +61,7 @@ def run_torture(
     checks: int | None = None,
     seed: int = 0,
     on_progress: Progress = lambda judged, failed: None,
+    on_failure: OnFailure = lambda text: None,
 ) -> Tally:
     """Torture until `checks` were made, or `seconds` are over. Return what all workers saw and did.
 
@@ -65,6 +70,11 @@ def run_torture(
     lock_file = directory / "torture.lock"
     lock_file.touch()
     total = Tally()
+
+    def fail(text: str) -> None:
+        total.fail(text)
+        on_failure(text)
+
     with ExitStack() as stack:
         children = _start(mounts, lock_file, seed, stack)
         deadline = time.monotonic() + seconds
@@ -77,7 +87,7 @@ def run_torture(
                 for key, _ in selector.select(timeout=0.2):
                     data = os.read(key.fd, 1 << 16)
                     if data:
-                        key.data.take(data)
+                        key.data.take(data, on_failure)
                     else:
                         selector.unregister(key.fileobj)
                 judged = sum(child.judged for child in children)
@@ -90,7 +100,7 @@ def run_torture(
                     for child in children:
                         say_stop(child.pipe)
                 if stopped and time.monotonic() > deadline:
-                    total.fail(f"a worker has not ended {END_S:g} s after it was told to")
+                    fail(f"a worker has not ended {END_S:g} s after it was told to")
                     break
         for number, child in enumerate(children):
             child.process.kill()
@@ -99,7 +109,7 @@ def run_torture(
             if status == 0 and isinstance(report, dict):
                 total.include(Tally.of(report))
             else:
-                total.fail(f"worker {number} ended with status {status}")
+                fail(f"worker {number} ended with status {status}")
     return total
 
 

@@ -29,6 +29,7 @@ from .looks import (
     STAMP_BYTES,
     HeldFile,
     Sight,
+    ended_early,
     is_right,
     look_by_handle,
     look_by_listing,
@@ -77,7 +78,7 @@ class Worker:
         self._versions = task.number * _VERSIONS_PER_WORKER
 
     def run(self) -> Tally:
-        report_at = 0.0
+        report_at, told = 0.0, 0
         while not self._board.stopped:
             if self._changes:
                 self._change_something()
@@ -86,7 +87,9 @@ class Worker:
             if self._rng.random() < (0.1 if self._changes else 0.01):
                 self._use_held()
             if (now := time.monotonic()) >= report_at:
-                print(json.dumps([self.tally.judged, self.tally.failed]), flush=True)
+                failures = self.tally.failures
+                print(json.dumps([self.tally.judged, self.tally.failed, failures[told:]]), flush=True)
+                told = len(failures)
                 report_at = now + REPORT_S
         for held in self._held.values():
             held.close()
@@ -159,6 +162,7 @@ class Worker:
             age_ms = (ended_ns - known[number].published_ns) / 1e6
             self._fail(f"{what}: {sights[number]}, may be {known[number].possible}, {age_ms:.1f} ms after publication")
         checks.stale += bool(wrong)
+        checks.early += any(ended_early(sight, known[number]) for number, sight in sights.items())
         quiet = [number for number in sights if known[number].quiet]
         checks.absent += any(not known[number].published.exists for number in quiet)
         first = [n for n in quiet if self._seen_ns.get((kind, n)) != known[n].published_ns]
