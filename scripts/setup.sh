@@ -18,11 +18,12 @@ venv=$root/.venv
 stamp_file=$venv/.setup-stamp
 log=$root/build/setup.log
 
+# Debian's packages, with the command in each where that has another name.
 tools=()
 extras=client,dev
 for option in "$@"; do
     case $option in
-        --tests) tools=(git make rsync sqlite3) ;;
+        --tests) tools=(git make rsync sqlite3 iproute2:ip nftables:nft) ;;
         --plot) extras=client,dev,plot ;;
     esac
 done
@@ -50,7 +51,7 @@ missing_system_packages() {
         echo libc6-dev
     fi
     local tool
-    for tool in ${tools[@]+"${tools[@]}"}; do have "$tool" || echo "$tool"; done
+    for tool in ${tools[@]+"${tools[@]}"}; do have "${tool#*:}" || echo "${tool%:*}"; done
 }
 
 # Print "X.Y headers ensurepip path" (the middle two yes or no) for an interpreter >= 3.11; fail for any other.

@@ -80,7 +80,16 @@ class Cell:
 
     @property
     def address(self) -> str:
+        """Where the server listens."""
         return f"127.0.0.1:{self.port}"
+
+    def address_for(self, name: str) -> str:
+        """Where a mount finds the server."""
+        return self.address
+
+    def prefix_for(self, name: str) -> Sequence[str]:
+        """A command with which the server ("server") or a mount is run, such as one that enters a namespace."""
+        return ()
 
     @property
     def logs(self) -> list[Path]:
@@ -149,7 +158,7 @@ class Cell:
         mountpoint.mkdir(exist_ok=True)
         output = self.directory / f"{name}.out"
         mark = f"{self.mark}/{name}"
-        address = self.address if port is None else f"127.0.0.1:{port}"
+        address = self.address_for(name) if port is None else f"127.0.0.1:{port}"
         command: list[str | Path] = [COMMANDS / "promisefs", "mount", address + (f"/{volume}" if volume else "")]
         command += [mountpoint, "--log-file", self.directory / f"{name}.log", *(["-o", options] if options else [])]
         with output.open("ab") as out:
@@ -254,7 +263,7 @@ class Cell:
 
     def _spawn(self, name: str, command: Sequence[str | Path], out: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            command,
+            [*self.prefix_for(name), *command],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -3,6 +3,7 @@
     def test_it(cell):          a fresh directory in a running cell with two mounts; cell.a and cell.b are its views
     def test_it(make_cell):     cells of the test's own, which it may stop, kill and start again:
                                 c = make_cell(mounts=3, server_options=["--lease", "2"], mount_options="timeout=5")
+    def test_it(make_network_cell):     the same, server and mounts in network namespaces; skips where there are none
     def test_it(mmap_program):  path of the compiled mmap reader and writer
     @pytest.mark.limit_s(300)   instead of the usual time limit of TEST_LIMIT_S
     @pytest.mark.allow_log("...")   regular expressions for log lines that this test provokes
@@ -30,6 +31,7 @@ from cell_lib import mmap_program as mmap_source
 from cell_lib import mounts, processes
 from cell_lib.cell import Cell, CellError, LogWatch
 from cell_lib.guard import Guard
+from network import NetworkCell, why_networks_are_unusable
 
 TEST_LIMIT_S = 120.0
 """Time for one test, its own cells' start and end included. The guard needs at most some seconds more."""
@@ -57,6 +59,7 @@ class View:
 
 
 MakeCell = Callable[..., Cell]
+MakeNetworkCell = Callable[..., NetworkCell]
 
 
 @dataclass(slots=True)
@@ -69,9 +72,15 @@ class Site:
     made: int = 0
     shared: Cell | None = None
 
-    def new_cell(self) -> Cell:
+    def _next(self) -> tuple[Path, str]:
         self.made += 1
-        return Cell(self.directory / f"c{self.made}", f"{self.mark}/c{self.made}")
+        return self.directory / f"c{self.made}", f"{self.mark}/c{self.made}"
+
+    def new_cell(self) -> Cell:
+        return Cell(*self._next())
+
+    def new_network_cell(self, mounts: int) -> NetworkCell:
+        return NetworkCell(*self._next(), mounts)
 
     def take_down_shared(self) -> list[str]:
         cell, self.shared = self.shared, None
@@ -128,23 +137,45 @@ def _allowed(request: pytest.FixtureRequest) -> list[str]:
 
 
 @pytest.fixture
-def make_cell(site: Site, _time_limit: None, request: pytest.FixtureRequest) -> Iterator[MakeCell]:
-    """Return a function that starts cells, which end with the test."""
+def watched(_time_limit: None, request: pytest.FixtureRequest) -> Iterator[list[tuple[Cell, LogWatch]]]:
+    """Cells that end with the test, and their logs."""
     made: list[tuple[Cell, LogWatch]] = []
-
-    def make(mounts: int = 2, server_options: Sequence[str] = (), mount_options: str = "") -> Cell:
-        cell = site.new_cell()
-        cell.directory.mkdir()
-        made.append((cell, LogWatch(cell)))
-        return cell.up(mounts, server_options=server_options, mount_options=mount_options)
-
-    yield make
+    yield made
     complaints: list[str] = []
     for cell, watch in reversed(made):
         complaints += _end(cell)
         complaints += watch.new_bad_lines(_allowed(request))
     if complaints:
         pytest.fail("\n".join(complaints), pytrace=False)
+
+
+@pytest.fixture
+def make_cell(site: Site, watched: list[tuple[Cell, LogWatch]]) -> MakeCell:
+    """Return a function that starts cells, which end with the test."""
+
+    def make(mounts: int = 2, server_options: Sequence[str] = (), mount_options: str = "") -> Cell:
+        cell = site.new_cell()
+        cell.directory.mkdir()
+        watched.append((cell, LogWatch(cell)))
+        return cell.up(mounts, server_options=server_options, mount_options=mount_options)
+
+    return make
+
+
+@pytest.fixture
+def make_network_cell(site: Site, watched: list[tuple[Cell, LogWatch]]) -> MakeNetworkCell:
+    """Return a function like that of `make_cell`, for cells with a network between server and mounts."""
+    if reason := why_networks_are_unusable():
+        pytest.skip(reason)
+
+    def make(mounts: int = 2, server_options: Sequence[str] = (), mount_options: str = "") -> NetworkCell:
+        cell = site.new_network_cell(mounts)
+        cell.directory.mkdir()
+        watched.append((cell, LogWatch(cell)))
+        cell.up(mounts, server_options=server_options, mount_options=mount_options)
+        return cell
+
+    return make
 
 
 @pytest.fixture
@@ -174,4 +205,4 @@ def mmap_program() -> Path:
     return mmap_source.build()
 
 
-__all__ = ["CellError", "MakeCell", "Site", "View"]
+__all__ = ["CellError", "MakeCell", "MakeNetworkCell", "Site", "View"]

@@ -78,6 +78,13 @@ class Outsider:
                 return result
         raise AssertionError(value)
 
+    def has_died(self, within_s: float) -> int | None:
+        """The signal that ended it, None if none did in time."""
+        try:
+            return -self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return None
+
     def do(self, expression: str) -> object:
         self.tell(expression)
         return self.answer()
