@@ -16,6 +16,8 @@ from .mounts import MountEntry, list_mounts, uppermost_at
 log = logging.getLogger(__name__)
 
 EXIT_WAIT_S = 60.0
+ENDING_WAIT_S = 3.0
+"""When nobody has the mount any more its process knows at once."""
 _FUSERMOUNT_WAIT_S = 30.0
 
 
@@ -34,11 +36,27 @@ def unmount(entry: MountEntry, force: bool, store_wait_s: float) -> None:
     _fusermount(entry.mountpoint, lazily=force)
     if any(other.device == entry.device for other in list_mounts()):
         return  # it is mounted elsewhere, too: bound there, or under another mount
-    deadline = time.monotonic() + EXIT_WAIT_S
+    began = time.monotonic()
     while pid is not None and runs(pid):
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - began
+        if waited_s > EXIT_WAIT_S:
             raise UserError(f"unmounted, but process {pid} has not ended yet", ExitCode.BUSY)
+        if waited_s > ENDING_WAIT_S and _still_serves(entry):
+            raise UserError(
+                f"{entry.mountpoint} is unmounted here, but process {pid} goes on: it is in use, or still mounted in "
+                "another mount namespace (of a container, or of a service)",
+                ExitCode.BUSY,
+            )
         time.sleep(0.02)
+
+
+def _still_serves(entry: MountEntry) -> bool:
+    """Whether the kernel has not ended the mount: when it has, its process lets nobody ask it any more."""
+    try:
+        ask(entry, "status")
+    except UserError:
+        return False
+    return True
 
 
 def _fusermount(mountpoint: str, lazily: bool) -> None:

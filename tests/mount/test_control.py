@@ -314,6 +314,23 @@ def test_bound_to_another_place(make_cell: MakeCell, tmp_path: Path) -> None:
 
 
 @as_root
+def test_unmounted_here_but_not_in_another_namespace(make_cell: MakeCell) -> None:
+    cell = make_cell(mounts=1)
+    mount = cell.mounts["m1"]
+    holder = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; read _"]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            refused(promptly("umount", mount.mountpoint), BUSY, "unmounted here", str(mount.pid), "namespace")
+            assert not mounts.fuse_mount_at(mount.mountpoint)
+            assert not ended(mount.pid)
+        finally:
+            process.stdin.close()
+    wait_for(lambda: ended(mount.pid), "it ends with the namespace")
+
+
+@as_root
 def test_out_of_reach(make_cell: MakeCell) -> None:
     """As in a container that sees the mount but not where the socket is."""
     cell = make_cell(mounts=1)
