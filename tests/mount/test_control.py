@@ -225,6 +225,7 @@ def mount_over(cell: Any, path: Path) -> None:
     assert done.returncode == 0, done
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount over a FUSE mount")
 def test_two_mounts_over_each_other(make_cell: MakeCell) -> None:
     cell = make_cell(mounts=1)
     path, lower = cell.mountpoint("m1"), cell.mounts["m1"].pid
@@ -243,6 +244,7 @@ def test_two_mounts_over_each_other(make_cell: MakeCell) -> None:
     (path / "f").write_bytes(b"goes on")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount over a FUSE mount")
 def test_the_end_of_a_covered_mount_leaves_the_upper_one_alone(make_cell: MakeCell) -> None:
     cell = make_cell(mounts=1)
     path, lower = cell.mountpoint("m1"), cell.mounts["m1"].pid
