@@ -28,7 +28,8 @@ def test_numbers_are_the_protocol_and_never_change() -> None:
         "BUSY": 16, "EXIST": 17, "XDEV": 18, "NOTDIR": 20, "ISDIR": 21, "INVAL": 22, "FBIG": 27, "NOSPC": 28,
         "ROFS": 30, "MLINK": 31, "NAMETOOLONG": 36, "NOTEMPTY": 39, "LOOP": 40, "NODATA": 61, "NOTSUP": 95,
         "DQUOT": 122, "XATTR_TOO_BIG": 123, "CHANGED": 124, "UNKNOWN_METHOD": 200, "BAD_MESSAGE": 201,
-        "BAD_VERSION": 202, "NOT_INTRODUCED": 203, "NO_CALLBACKS": 204, "SHUTTING_DOWN": 205, "TOO_MANY": 206, "INTERNAL": 207,
+        "BAD_VERSION": 202, "NOT_INTRODUCED": 203, "NO_CALLBACKS": 204, "SHUTTING_DOWN": 205,
+        "TOO_MANY": 206, "INTERNAL": 207,
     }  # fmt: skip
 
 
