@@ -21,7 +21,7 @@ I1  Clean blocks exist only while `version` is not None, and all are of that ver
 I2  No clean block reaches past `server_size`. Where it ends before that, and past `server_size`, the file has zeros.
 I3  Extents in storing do not overlap.
 I4  The cache's `dirty_bytes` contains this file's `dirty_bytes` exactly.
-I5  A presumed page is dirty from end to end, below `server_size`, and `version` is not None.
+I5  Presumed pages are below `server_size`, and there are none while `version` is None.
 
 Every method is synchronous and so atomic to other tasks. Offsets and sizes are bytes. Callers see to it that a
 truncation is not sent while bytes past the new size are being stored: the server's order of the two would be unknown.
@@ -29,9 +29,10 @@ truncation is not sent while bytes past the new size are being stored: the serve
 
 from __future__ import annotations
 
-from .dirty import STORE_BYTES, Buffer, DirtyBytes, StoreExtent, StoringBytes
+from .dirty import STORE_BYTES, Buffer, StoreExtent, StoringBytes
 from .pagecache import BLOCK_BYTES, CleanBlock, PageCache
-from .whole_pages import PAGE_BYTES, PresumedPages, Twins, Version, agreeing, certain_parts, differing
+from .whole_pages import PAGE_BYTES, Twins, Version, differing
+from .written import WrittenBytes
 
 __all__ = ["BLOCK_BYTES", "PAGE_BYTES", "STORE_BYTES", "FileContents", "PageCache", "StoreExtent"]
 
@@ -48,9 +49,8 @@ class FileContents:
         self._cache = cache
         self._clean: dict[int, CleanBlock] = {}
         self._storing = StoringBytes()
-        self._dirty = DirtyBytes()
+        self._dirty = WrittenBytes()
         self._twins = Twins()
-        self._presumed = PresumedPages()
         self._drops = 0
         self.version: Version | None = None
         """Label of the clean blocks. None: there are none, and nothing is known about the server's bytes."""
@@ -279,7 +279,7 @@ class FileContents:
         if mapped and offset % PAGE_BYTES == 0 and len(data):
             self._write_pages(offset, bytes(data), promised)
         else:
-            self._write_certain(offset, data)
+            self._dirty.write_certain(offset, data)
         self.given(offset, data)
         self._cache.dirty_bytes += self._dirty.size_bytes - before
         self._cache.evict()
@@ -288,9 +288,9 @@ class FileContents:
         """Take what may be pages written back from a mapping: all at once if nothing is special about them."""
         end = offset + len(data)
         blocks = range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
-        known = any(index in self._clean for index in blocks) or self._presumed.overlapping(offset, end)
+        known = any(index in self._clean for index in blocks) or self._dirty.presumed.overlapping(offset, end)
         if not self._twins and not (promised and known):
-            self._write_certain(offset, data)
+            self._dirty.write_certain(offset, data)
         elif self._twins or not self._presume(offset, data, promised):
             for at in range(offset, end, PAGE_BYTES):
                 self._write_page(at, data[at - offset : at - offset + PAGE_BYTES], promised)
@@ -303,17 +303,14 @@ class FileContents:
         known = self.read(offset, len(data), end)
         if known is None:
             return False
-        self._dirty.write(offset, data)
-        for at in range(offset, end, PAGE_BYTES):
-            base = bytes(known[at - offset : at - offset + PAGE_BYTES])
-            self._presumed.add(at // PAGE_BYTES, base, self.version)
+        self._dirty.write_presumed(offset, data, bytes(known), self.version)
         return True
 
     def _write_page(self, at: int, page: bytes, promised: bool) -> None:
         end = at + len(page)
         known: bytes | memoryview | None = self._twins.of(at, len(page))
         if known is None and promised and self.version is not None:
-            base = self._presumed.get(at // PAGE_BYTES)
+            base = self._dirty.presumed.get(at // PAGE_BYTES)
             if base is not None and len(base) == len(page):
                 self._dirty.write(at, page)
                 return
@@ -322,39 +319,15 @@ class FileContents:
             if self._dirty.run_end(at, end) < end:
                 known = self.read(at, len(page), min(end, self.server_size))
         if known is None:
-            self._write_certain(at, page)
+            self._dirty.write_certain(at, page)
             return
         for a, b in differing(page[: len(known)], bytes(known)):
-            self._write_certain(at + a, page[a:b])
-        self._write_certain(at + len(known), page[len(known) :])
-
-    def _write_certain(self, offset: int, data: Buffer) -> None:
-        """Take bytes that were written, all of them."""
-        if len(data):
-            self._make_certain(offset, offset + len(data))
-            self._dirty.write(offset, data)
-
-    def _make_certain(self, start: int, end: int) -> None:
-        """Before all bytes of the range are overwritten or dropped: presume nothing of their pages any more."""
-        for page in self._presumed.overlapping(start, end):
-            if page in self._presumed.cut(start, end):
-                self._settle(page)
-            else:
-                self._presumed.pop(page)
-
-    def _settle(self, page: int) -> None:
-        """Leave of a presumed page only what was written."""
-        base = self._presumed.pop(page)
-        at = page * PAGE_BYTES
-        now = bytearray(len(base))
-        self._dirty.copy_into(memoryview(now), at)
-        for a, b in agreeing(bytes(now), base):
-            self._dirty.remove(at + a, at + b)
+            self._dirty.write_certain(at + a, page[a:b])
+        self._dirty.write_certain(at + len(known), page[len(known) :])
 
     def _presume_nothing(self) -> None:
         before = self._dirty.size_bytes
-        for page in self._presumed.pages():
-            self._settle(page)
+        self._dirty.presume_nothing()
         self._storing.presume_nothing()
         self._cache.dirty_bytes += self._dirty.size_bytes - before
 
@@ -366,42 +339,14 @@ class FileContents:
         (write-behind of streams) it is a whole aligned piece of `max_bytes`, which has to be STORE_BYTES.
         Each extent is to be given to `stored` or `store_failed`, once.
         """
-        if whole_only:
-            assert max_bytes == STORE_BYTES, "whole pieces are counted in STORE_BYTES"
-            found = self._whole_range()
-        else:
-            found = self._storable_range(max_bytes)
-        if found is None:
-            return None
-        start, end = found
-        if cut := self._presumed.cut(start, end):
-            before = self._dirty.size_bytes
-            for page in cut:
-                self._settle(page)
-            self._cache.dirty_bytes += self._dirty.size_bytes - before
-            return self.begin_store(max_bytes, whole_only=whole_only)
-        since = self._presumed.since
-        bases = {page: self._presumed.pop(page) for page in self._presumed.overlapping(start, end)}
-        extent = StoreExtent(start, self._dirty.take(start, end), bases, since if bases else None, self._drops)
-        self._storing.add(extent)
+        assert not whole_only or max_bytes == STORE_BYTES, "whole pieces are counted in STORE_BYTES"
+        before = self._dirty.size_bytes
+        extent = self._dirty.take_extent(self._storing, max_bytes, whole_only=whole_only, drops=self._drops)
+        if extent is not None:
+            self._storing.add(extent)
+            before -= extent.length
+        self._cache.dirty_bytes += self._dirty.size_bytes - before
         return extent
-
-    def _whole_range(self) -> tuple[int, int] | None:
-        for start in self._dirty.whole_cells():
-            if not self._storing.overlaps(start, start + STORE_BYTES):
-                return start, start + STORE_BYTES
-        return None
-
-    def _storable_range(self, max_bytes: int) -> tuple[int, int] | None:
-        start = self._dirty.next_at(0)
-        while start is not None:
-            busy_to = self._storing.covered_to(start)
-            if busy_to == start:
-                limit = (start // max_bytes + 1) * max_bytes
-                busy_from = self._storing.next_at(start)
-                return start, self._dirty.run_end(start, limit if busy_from is None else min(limit, busy_from))
-            start = self._dirty.next_at(busy_to)
-        return None
 
     def stored(self, extent: StoreExtent, version_before_ok: bool) -> None:
         """The server has the extent.
@@ -454,25 +399,15 @@ class FileContents:
         if changed:
             self._presume_nothing()
         before = self._dirty.size_bytes
-        for page in self._presumed.overlapping(extent.offset, extent.end):
-            self._settle(page)
         still_presumed = not changed and self.version is not None and extent.drops == self._drops
-        if still_presumed and not self._dirty.overlaps(extent.offset, extent.end):
-            self._dirty.write(extent.offset, extent.data)
-            for page, base in extent.bases.items():
-                assert extent.since is not None
-                self._presumed.add(page, base, extent.since)
-        else:
-            for offset, piece in certain_parts(extent.offset, extent.data, extent.bases):
-                self._dirty.write_under(offset, piece)
+        self._dirty.put_back(extent, still_presumed=still_presumed)
         self._cache.dirty_bytes += self._dirty.size_bytes - before - extent.length
         self._cache.evict()
 
     def discard_dirty(self, start: int, end: int | None) -> list[tuple[int, int]]:
         """Drop dirty (not storing) bytes from `start` to `end`, None being infinity; return the ranges dropped."""
         before = self._dirty.size_bytes
-        self._make_certain(start, max(self._dirty.end, start) if end is None else end)
-        removed = self._dirty.remove(start, max(self._dirty.end, start) if end is None else end)
+        removed = self._dirty.discard(start, max(self._dirty.end, start) if end is None else end)
         self._cache.dirty_bytes += self._dirty.size_bytes - before
         return removed
 
@@ -497,8 +432,7 @@ class FileContents:
         self._storing.check_invariants()
         self._dirty.check_invariants()
         assert self._cache.dirty_bytes >= self.dirty_bytes, "I4"
-        for page in self._presumed.pages():
-            base = self._presumed.get(page)
+        for page in self._dirty.presumed.pages():
+            base = self._dirty.presumed.get(page)
             assert base is not None and self.version is not None, "I5"
-            start, end = page * PAGE_BYTES, page * PAGE_BYTES + len(base)
-            assert self._dirty.run_end(start, end) == end <= self.server_size, "I5"
+            assert page * PAGE_BYTES + len(base) <= self.server_size, "I5"

@@ -14,7 +14,7 @@ from unittest import mock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from promisefs_client import contents, dirty, pagecache
+from promisefs_client import contents, dirty, pagecache, written
 from promisefs_client.contents import FileContents, PageCache, StoreExtent
 
 BLOCK = 16
@@ -66,6 +66,7 @@ class Contents(RuleBasedStateMachine):
             mock.patch.object(pagecache, "BLOCK_BYTES", BLOCK),
             mock.patch.object(contents, "STORE_BYTES", CELL),
             mock.patch.object(dirty, "STORE_BYTES", CELL),
+            mock.patch.object(written, "STORE_BYTES", CELL),
             mock.patch.object(dirty, "_KEEP_BYTES", 8),
         ]
         for patch in self.patches:
