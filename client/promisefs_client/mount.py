@@ -12,7 +12,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyfuse3
@@ -227,8 +227,18 @@ class Mount:
         self._cell.kernel.initialised()
         self._cell.table.names_can_be_dropped = self._cell.kernel.has_epochs
         kernel_readahead.widen(device)
+        await self._show_root()
         log.info("mounted %s on %s", self._source, self._mountpoint)
         on_ready()
+
+    async def _show_root(self) -> None:
+        """Have the kernel ask for the root's attributes once.
+
+        Until it has got some it takes the root for a directory that nobody may enter, and it throws away a GETATTR
+        reply that an invalidation overtakes: then whoever has waited for a server that was away gets EACCES.
+        """
+        with suppress(OSError):
+            await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
 
     async def _on_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

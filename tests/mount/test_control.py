@@ -164,6 +164,12 @@ def test_what_needs_no_server_goes_on_while_hundreds_wait(make_cell: MakeCell) -
         wait_for(lambda: status_of(root)["waiting"] == 0, "they go on", 30)
 
 
+def test_the_kernel_knows_the_root_from_the_beginning(make_cell: MakeCell) -> None:
+    """Else an invalidation during the first GETATTR leaves it a directory that nobody but root may enter."""
+    cell = make_cell(mounts=1)
+    assert status_of(cell.mountpoint("m1"))["upcalls"].get("getattr", 0) >= 1
+
+
 # The mount's process is not well
 
 
