@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from asking import status_of
+from outsider import Outsider
 
 if TYPE_CHECKING:
     from conftest import MakeCell, View
@@ -176,6 +177,24 @@ def test_a_mapping_follows_after_a_change_of_status_only(cell: View, change: Cal
             if reader.mapping[0] != number % 256:
                 stale.append(f"{number}: mapping shows {reader.mapping[0]}")
     assert stale == []
+
+
+def test_a_change_of_status_elsewhere_costs_no_pages(cell: View) -> None:
+    """CB.CallBack says what changed: the data did not, so nothing is read again."""
+    (cell.a / "f").write_bytes(b"x" * 8 * PAGE)
+    with ExitStack() as stack:
+        fd = stack.enter_context(opened(cell.b / "f"))
+        mapping = stack.enter_context(mmap.mmap(fd, 8 * PAGE))
+        assert mapping[:] == os.pread(fd, 8 * PAGE, 0) == b"x" * 8 * PAGE
+        before = status_of(cell.running.mountpoint("m2"))
+        for number in range(20):
+            _chmod(cell.a / "f", number)
+            assert os.stat(cell.b / "f").st_mode & 0o777 == 0o600 + number
+            assert mapping[:] == os.pread(fd, 8 * PAGE, 0) == b"x" * 8 * PAGE
+        after = status_of(cell.running.mountpoint("m2"))
+    assert after["breaks"] >= before["breaks"] + 20
+    assert after["upcalls"]["read"] == before["upcalls"]["read"]
+    assert after["rpcs"].get("FS.FetchData") == before["rpcs"].get("FS.FetchData")
 
 
 def test_growth_elsewhere_is_readable_at_once(cell: View) -> None:
@@ -362,6 +381,53 @@ def test_an_entry_of_a_directory_that_another_mount_replaced(cell: View) -> None
                 os.stat("f", dir_fd=inside)
             assert caught.value.errno in (errno.ENOENT, errno.ESTALE)
         assert sorted(os.listdir(reader)) == ["d"]
+
+
+# One directory at full speed
+
+TEEMING = """
+def teem(here, there, name, seconds):
+    # Change names of one's own here, and look at them there as soon as each call has returned.
+    stale, count = [], 0
+    end = time.monotonic() + seconds
+
+    def look(names, gone):
+        listed = os.listdir(there)
+        for one in names + gone:
+            if os.path.exists(f"{there}/{one}") != (one in names):
+                stale.append(f"{one}: to be there is {one in names}, a lookup differs")
+            if (one in listed) != (one in names):
+                stale.append(f"{one}: to be there is {one in names}, the listing differs")
+
+    while time.monotonic() < end and not stale:
+        count += 1
+        first, second = f"{name}{count}", f"{name}-{count}"
+        os.close(os.open(f"{here}/{first}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        look([first], [second])
+        os.rename(f"{here}/{first}", f"{here}/{second}")
+        look([second], [first])
+        os.unlink(f"{here}/{second}")
+        look([], [first, second])
+        os.mkdir(f"{here}/{first}")
+        look([first], [])
+        os.rmdir(f"{here}/{first}")
+        look([], [first, second])
+    return count, stale
+"""
+
+
+def test_two_mounts_at_full_speed_in_one_directory_see_no_removed_name(cell: View) -> None:
+    a, b = cell.both
+    parts = [(a, b, "p"), (b, a, "q"), (a, b, "r"), (b, a, "s")]
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Outsider(TEEMING)) for _ in parts]
+        for worker, (here, there, name) in zip(workers, parts, strict=True):
+            worker.tell(f"teem({str(here)!r}, {str(there)!r}, {name!r}, 4.0)")
+        for worker in workers:
+            count, stale = worker.answer()  # type: ignore[misc]
+            assert stale == []
+            assert count >= 3
+    assert os.listdir(a) == os.listdir(b) == []
 
 
 # Without a name

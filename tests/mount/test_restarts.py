@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from asking import status_of
 from cell_lib import mounts, processes
 from cell_lib.cell import Cell
 from outsider import Outsider
@@ -278,6 +279,7 @@ def test_a_read_in_flight_does_not_keep_a_mount_from_reconnecting(make_cell: Mak
         assert not reader.has_answered()
         cell.start_server(*lease)
         assert reader.answer(8) == content[300 * PAGE : 301 * PAGE]
+        assert status_of(b)["early_acks"] >= 1, "what was not waited for is counted"
 
 
 # A file without a name, and restarts
