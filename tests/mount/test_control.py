@@ -70,13 +70,14 @@ def ended(pid: int) -> bool:
         return True
 
 
-def socket_exists(device: str) -> bool:
+def socket_of(device: str) -> tuple[int, int] | None:
+    """Which control socket has that name: inode number, which others may get later, and time; None if there is none."""
     owner = os.geteuid()
     for directory in directories(owner):
         with suppress(FileNotFoundError), opened(directory, owner) as place:
-            if os.path.lexists(f"{place}/{device}"):
-                return True
-    return False
+            found = os.lstat(f"{place}/{device}")
+            return found.st_ino, found.st_ctime_ns
+    return None
 
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mount namespaces, other users")
@@ -199,7 +200,7 @@ def test_a_killed_process_and_its_successor(make_cell: MakeCell) -> None:
     wait_for(lambda: ended(mount.pid), "it ended")
     refused(run("status", mount.mountpoint), FAILED, "dead", "fusermount3 -u")
     refused(run("umount", mount.mountpoint), FAILED, "dead", "fusermount3 -u")
-    assert socket_exists(device)
+    assert socket_of(device) is not None
     assert run("umount", "--force", mount.mountpoint).returncode == 0
     pid = cell.mount("m1").pid  # most often under the same device number
     assert status_of(mount.mountpoint)["pid"] == pid
@@ -213,11 +214,12 @@ def test_unmounted_behind_our_back(make_cell: MakeCell, command: str) -> None:
     mount = cell.mounts.pop("m1")
     device = find_mount(str(mount.mountpoint)).device
     (mount.mountpoint / "f").write_bytes(b"stored")
-    assert socket_exists(device)
+    own = socket_of(device)
+    assert own is not None
     subprocess.run([*command.split(), mount.mountpoint], check=True, timeout=20)
     refused(run("status", mount.mountpoint), MOUNTPOINT, "not a promisefs mount")
     wait_for(lambda: ended(mount.pid), "its process ended")
-    assert not socket_exists(device)
+    assert socket_of(device) != own  # another mount may have got the number by now
     cell.mount("m1")
     assert (mount.mountpoint / "f").read_bytes() == b"stored"
 
