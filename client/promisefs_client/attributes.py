@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+
 import pyfuse3
 
 from .vnode import Vnode
@@ -16,7 +18,8 @@ MTIME_LAG_NS = 1_000_000_000
 def attributes_of(vnode: Vnode, attr_timeout_s: float, entry_timeout_s: float) -> pyfuse3.EntryAttributes:
     """The stat of a vnode as seen through this mount, its own unstored writes included.
 
-    While a file is dirty its attributes are for now only: the store will change them.
+    While a file is dirty its attributes are for now only: the store will change them. A mount point, which only
+    listings show, is a directory.
     """
     status = vnode.status
     entry = pyfuse3.EntryAttributes()
@@ -24,6 +27,9 @@ def attributes_of(vnode: Vnode, attr_timeout_s: float, entry_timeout_s: float) -
     entry.generation = vnode.fid.uniquifier
     entry.st_mode = status.mode
     entry.st_nlink = status.nlink
+    if status.is_mount_point:
+        entry.st_mode = stat.S_IFDIR | stat.S_IMODE(status.mode)
+        entry.st_nlink = 2
     entry.st_uid = status.uid
     entry.st_gid = status.gid
     entry.st_blksize = BLOCK_SIZE_HINT
@@ -47,6 +53,15 @@ def attributes_of(vnode: Vnode, attr_timeout_s: float, entry_timeout_s: float) -
         entry.st_ctime_ns = max(status.ctime_ns, pending)
         entry.attr_timeout = 0
     vnode.told_size = entry.st_size
+    return entry
+
+
+def dot_attributes(ino: int) -> pyfuse3.EntryAttributes:
+    """For '.' and '..' in a listing, of which the kernel takes the number and the type only."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = ino
+    entry.st_mode = stat.S_IFDIR
+    entry.entry_timeout = entry.attr_timeout = 0
     return entry
 
 

@@ -7,6 +7,7 @@ any await the state may have changed: callers validate again, or take the answer
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -29,8 +30,10 @@ from promisefs_protocol.messages import (
     InlineBulkStatus,
     Link,
     MakeDir,
+    MakeMountPoint,
     RemoveDir,
     RemoveFile,
+    RemoveMountPoint,
     RemoveXattr,
     Rename,
     SetXattr,
@@ -44,10 +47,12 @@ from .clock import Clock
 from .closings import Closings
 from .contents import FileContents
 from .kernel import KernelCaches
+from .locator import Locator
 from .servers import CallMark, Server
 from .session import ServerSession, ServerUnavailable
 from .vnode import Vnode
 from .vnode_table import KernelWork, VnodeTable
+from .volumes import Volume
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +64,12 @@ MUTATIONS = (
     RemoveXattr,
     CreateFile,
     MakeDir,
+    MakeMountPoint,
     Symlink,
     Link,
     RemoveFile,
     RemoveDir,
+    RemoveMountPoint,
     Rename,
 )
 
@@ -97,31 +104,35 @@ def volume_of(request: Any) -> int:
 class Asking:
     """Context manager of one call that brings statuses, see `Cell.ask`."""
 
-    __slots__ = ("_bulk", "_cell", "_mark", "_request", "_server")
+    __slots__ = ("_bulk", "_cell", "_mark", "_request")
 
     def __init__(self, cell: Cell, request: Any, bulk: Piece | None) -> None:
         self._cell = cell
         self._request = request
         self._bulk = bulk
-        self._server = cell.table.volumes[volume_of(request)].server
         self._mark: CallMark
 
     async def __aenter__(self) -> Answer:
-        cell, server = self._cell, self._server
-        mark = self._mark = server.begin_call(cell.now())
-        try:
-            reply, bulk = await cell.sessions[server].call(self._request, self._bulk)
-        except BaseException as error:
-            if isinstance(self._request, MUTATIONS) and not isinstance(error, Aborted):
-                cell.forget_changed(server, self._request)
-            server.end_call(mark)
-            raise
-        return Answer(reply, bulk, mark)
+        answer = await self._cell.begin_asking(self._request, self._bulk)
+        self._mark = answer.mark
+        return answer
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.end_call(self._mark)
+        self._mark.server.end_call(self._mark)
+
+
+class VolumeGone(Aborted):
+    """No server has the volume. Whatever was open in it is stale; nothing is thrown away: it may come back."""
+
+    @property
+    def errno(self) -> int:
+        return errno.ESTALE
+
+
+class _NotThere(Aborted):
+    """The server that was thought to have the volume does not."""
 
 
 class Cell:
@@ -130,12 +141,16 @@ class Cell:
     def __init__(
         self,
         sessions: Mapping[Server, ServerSession],
+        locator: Locator,
         table: VnodeTable,
         kernel: KernelCaches,
         nursery: trio.Nursery,
         now: Clock = clock.now,
     ) -> None:
         self.sessions = sessions
+        self.locator = locator
+        self.timeout_s = next(iter(sessions.values())).timeout_s
+        """How long an operation waits for servers."""
         self.table = table
         self.kernel = kernel
         self.now = now
@@ -164,13 +179,72 @@ class Cell:
 
     async def call(self, request: Any, bulk: Piece | None = None) -> tuple[Any, bytes | None]:
         """Make a call that brings no status. Raise Aborted, ServerUnavailable."""
-        return await self.sessions[self.table.volumes[volume_of(request)].server].call(request, bulk)
+        answer = await self.begin_asking(request, bulk)
+        answer.mark.server.end_call(answer.mark)
+        return answer.reply, answer.bulk
 
     def ask(self, request: Any, bulk: Piece | None = None) -> Asking:
-        """Make a call; inside the block, without awaiting, install what the Answer brings."""
+        """Make a call; inside the block, without awaiting, install what the Answer brings.
+
+        Raise Aborted, VolumeGone if it concerns a volume that no server has, ServerUnavailable.
+        """
         return Asking(self, request, bulk)
 
-    def forget_changed(self, server: Server, request: Any) -> None:
+    async def begin_asking(self, request: Any, bulk: Piece | None) -> Answer:
+        """Call the server that has the volume; once more if it is found to be on another one. `end_call` follows."""
+        volume = self.table.volumes[volume_of(request)]
+        refused = False
+        if volume.located:
+            try:
+                return await self._call_there(volume, request, bulk)
+            except _NotThere:
+                refused = True
+        with trio.move_on_after(self.timeout_s):
+            while True:
+                await self._locate(volume, refused)
+                try:
+                    return await self._call_there(volume, request, bulk)
+                except _NotThere as refusal:
+                    if refused:
+                        raise VolumeGone(refusal.code, refusal.message) from None
+                    refused = True
+        raise ServerUnavailable(f"{type(request).__name__}: volume {volume.name!r} was not found in time")
+
+    async def _call_there(self, volume: Volume, request: Any, bulk: Piece | None) -> Answer:
+        """Call the server where we believe the volume to be. Raise _NotThere."""
+        server = volume.server
+        mark = server.begin_call(self.now())
+        try:
+            reply, data = await self.sessions[server].call(request, bulk)
+        except BaseException as error:
+            server.end_call(mark)
+            if not isinstance(error, Aborted):
+                if isinstance(request, MUTATIONS):
+                    self._forget_changed(server, request)
+            elif error.code in (AbortCode.VMOVED, AbortCode.VNOVOL):
+                self._lose_location(volume)
+                raise _NotThere(error.code, error.message) from None
+            raise
+        if not volume.located:
+            self.table.volumes.confirm(volume, mark)
+        return Answer(reply, data, mark)
+
+    async def _locate(self, volume: Volume, refused: bool) -> None:
+        """Find out where a volume is that may have moved, unless the server that had it is there to say so itself."""
+        if not refused and (len(self.sessions) == 1 or self.sessions[volume.server].connected):
+            return
+        try:
+            await self.locator.by_number(volume.number)
+        except Aborted as refusal:
+            raise VolumeGone(refusal.code, refusal.message) from None
+
+    def _lose_location(self, volume: Volume) -> None:
+        urgent, rest = self.table.lose_location(volume)
+        if self.kernel.has_epochs:
+            self.kernel.drop_every_name()
+        self.start(self.drop, urgent + rest)
+
+    def _forget_changed(self, server: Server, request: Any) -> None:
         """A change may or may not have been made, and the server breaks no promise of who made it: do it ourselves."""
         changed = Changed.STATUS | Changed.DATA
         work, _ = self.table.break_promises(server, [Break(fid, changed, 0) for fid in fids_of(request)])

@@ -17,9 +17,10 @@ from promisefs_protocol import collector
 from rich.console import Console
 
 from .errors import ExitCode, UserError
+from .fs_cli import fs
 from .mmaps_view import fetch_mmaps, mmaps_table
 from .mounts import MountEntry, find_mount, list_mounts
-from .options import parse_options, parse_source
+from .options import parse_options, parse_source, with_absolute_paths
 from .status_view import error_line, fetch_status, mount_table, overview, place_of, printable
 from .unmounting import unmount as unmount_entry
 
@@ -42,9 +43,10 @@ def cli() -> None:
 @cli.command(
     epilog="\b\nExamples:\n"
     "  promisefs mount localhost /mnt/home\n"
-    "  promisefs mount -o cache=1G,timeout=20 files:7654/root /mnt"
+    "  promisefs mount -o cache=1G,timeout=20 files:7654/root /mnt\n"
+    "  promisefs mount -o cell=/etc/promisefs/example.toml example.org /mnt"
 )
-@click.argument("source", metavar="HOST[:PORT][/VOLUME]")
+@click.argument("source", metavar="SOURCE")
 @click.argument("mountpoint", type=click.Path(readable=False))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; log to the terminal.")
 @click.option(
@@ -52,7 +54,7 @@ def cli() -> None:
     "options",
     multiple=True,
     metavar="OPT[,OPT...]",
-    help="cache=SIZE (256M), timeout=SECONDS (60) to wait for the server, ack_wait=SECONDS (1), "
+    help="cell=FILE, cache=SIZE (256M), timeout=SECONDS (60) to wait for the server, ack_wait=SECONDS (1), "
     "allow_other, ro, and the generic options of mount(8).",
 )
 @click.option("--log-file", type=click.Path(dir_okay=False), help="Append the log here.")
@@ -67,14 +69,17 @@ def mount(
     verbose: bool,
     ready_fd: int,
 ) -> None:
-    """Mount a volume on an empty directory. The port is 7654 and the volume root unless told otherwise.
+    """Mount a volume on an empty directory.
+
+    SOURCE is HOST[:PORT][/VOLUME], or CELL[/VOLUME] with -o cell=FILE, the cell file that its servers have as well. The
+    port is 7654 and the volume root unless told otherwise.
 
     Returns when the mount is usable; a process goes on in the background until it is unmounted.
     """
     from . import mount as mounting
 
-    where = parse_source(source)
     how = parse_options(options)
+    where = parse_source(source, how.cell_file)
     place = mounting.check_mountpoint(mountpoint)
     mounting.check_fuse()
     if not foreground:
@@ -107,7 +112,7 @@ def _mount_in_background(
         "-f",
         f"--ready-fd={write_fd}",
     ]
-    for option in options:
+    for option in with_absolute_paths(options):
         command += ["-o", option]
     if log_file is not None:
         command += ["--log-file", os.path.abspath(log_file)]
@@ -221,6 +226,9 @@ def _fetch_or_error(fetch: Callable[[MountEntry], dict[str, Any]], entry: MountE
         return fetch(entry)
     except UserError as error:
         return {**place_of(entry), "error": str(error)}
+
+
+cli.add_command(fs)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from .contents import BLOCK_BYTES, FileContents, PageCache, StoreExtent
 from .errors import FsError
 from .prompt import Promptly
 from .readahead import Readahead
+from .servers import Server
 from .session import UNNUMBERED, ServerUnavailable
 from .vnode import Vnode
 
@@ -229,11 +230,12 @@ class FileStore:
 
     async def _relieve(self, vnode: Vnode) -> None:
         """Memory pressure: the writer stores before it goes on. If that fails it goes on all the same: its
-        data is kept, and whoever calls fsync or close is told."""
+        data is kept, and whoever calls fsync or close is told. It does not wait for a server that is none of its own
+        and away."""
         for candidate in [vnode, *self._states]:
             if self._cache.dirty_bytes <= self._cache.limit_bytes * DIRTY_SHARE:
                 return
-            if candidate.is_dirty:
+            if candidate.is_dirty and (candidate.server is vnode.server or self._cell.connected(candidate)):
                 await self._store_quietly(candidate)
 
     async def _write_behind(self, state: _FileState) -> None:
@@ -455,21 +457,27 @@ class FileStore:
     # Upkeep
 
     async def store_all(self) -> list[Exception]:
-        """Store every dirty file. Return what went wrong."""
+        """Store every dirty file, those of one server while another one is waited for. Return what went wrong."""
         failures: list[Exception] = []
-        for vnode in [vnode for vnode in self._states if vnode.is_dirty]:
-            try:
-                await self.store(vnode, sync=False)
-            except (Aborted, FsError, ServerUnavailable) as error:
-                failures.append(error)
+
+        async def store_those_of(server: Server) -> None:
+            for vnode in [vnode for vnode in self._states if vnode.is_dirty and vnode.server is server]:
+                try:
+                    await self.store(vnode, sync=False)
+                except (Aborted, FsError, ServerUnavailable) as error:
+                    failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for server in dict.fromkeys(vnode.server for vnode in self._states):
+                nursery.start_soon(store_those_of, server)
         return failures
 
-    async def store_in_time(self) -> None:
-        """Store what has been dirty for STORE_AFTER_S. Runs until cancelled."""
+    async def store_in_time(self, server: Server) -> None:
+        """Store what has been dirty for STORE_AFTER_S at this server. Runs until cancelled."""
         while True:
             await trio.sleep(1.0)
             now = trio.current_time()
-            for state in list(self._states.values()):
+            for state in [state for state in self._states.values() if state.vnode.server is server]:
                 due = state.dirty_since is not None and state.dirty_since + STORE_AFTER_S <= now
                 if due and state.retry_at <= now:
                     await self._store_quietly(state.vnode)

@@ -22,10 +22,11 @@ from promisefs_protocol.abort import Aborted
 from promisefs_protocol.ids import MAX_NAME_BYTES, MAX_SYMLINK_BYTES, Fid
 from promisefs_protocol.messages import GetVolumeStatus, StoreStatus
 
-from .attributes import attributes_of, no_such_name
+from .attributes import attributes_of, dot_attributes, no_such_name
 from .cell import Cell
 from .errors import FsError
 from .filestore import FileStore
+from .mount_points import MountPoints
 from .namespace import Namespace, Owner
 from .readahead import Readahead
 from .session import ServerUnavailable
@@ -38,6 +39,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _PERMISSIONS = 0o7777
+_DOTS = (b".", b"..")
 BULK_STATUSES = 1000
 """Entries of a listing whose statuses are asked for together when they are no longer known."""
 
@@ -109,7 +111,13 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False
 
     def __init__(
-        self, cell: Cell, files: FileStore, names: Namespace, xattrs: Xattrs, on_init: Callable[[], None]
+        self,
+        cell: Cell,
+        files: FileStore,
+        names: Namespace,
+        mount_points: MountPoints,
+        xattrs: Xattrs,
+        on_init: Callable[[], None],
     ) -> None:
         super().__init__()
         self._on_init = on_init
@@ -117,6 +125,7 @@ class Operations(pyfuse3.Operations):
         self._table = cell.table
         self._files = files
         self._names = names
+        self._mount_points = mount_points
         self._xattrs = xattrs
         self._open_files: dict[int, _OpenFile] = {}
         self._open_directories: dict[int, _OpenDirectory] = {}
@@ -143,10 +152,18 @@ class Operations(pyfuse3.Operations):
 
     def _entry(self, directory: Vnode, name: bytes, vnode: Vnode) -> pyfuse3.EntryAttributes:
         """An answer that gives the kernel a reference."""
-        vnode = self._table.add_lookup(vnode)
+        return self._attributes_as(directory, name, vnode, self._table.add_lookup(vnode))
+
+    def _attributes_as(self, directory: Vnode, name: bytes, named: Vnode, shown: Vnode) -> pyfuse3.EntryAttributes:
+        """Of `shown`, for the name in the directory, which stands for `named`: the same, or a mount point."""
         now = self._cell.now()
-        name_s = self._table.name_remaining_s(directory, name, vnode.fid, now)
-        return attributes_of(vnode, self._table.remaining_s(vnode, now), name_s)
+        name_s = self._table.name_remaining_s(directory, name, named.fid, now)
+        attributes_s = self._table.remaining_s(shown, now)
+        if named.status.is_mount_point and self._mount_points.known_root(directory, named) is not shown:
+            name_s = 0.0  # not looked up yet, or it stands for another volume by now
+        if shown.status.is_mount_point:
+            attributes_s = 0.0
+        return attributes_of(shown, attributes_s, name_s)
 
     def _new_handle(self) -> int:
         self._next_handle += 1
@@ -162,6 +179,9 @@ class Operations(pyfuse3.Operations):
         vnode = await self._names.lookup(directory, name)
         if vnode is None:
             return no_such_name(self._table.name_remaining_s(directory, name, None, self._cell.now()))
+        if vnode.status.is_mount_point:
+            root = self._table.add_lookup(await self._mount_points.root_behind(directory, vnode))
+            return self._attributes_as(directory, name, vnode, root)
         return self._entry(directory, name, vnode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -407,6 +427,10 @@ class Operations(pyfuse3.Operations):
         reported = False
         for position in range(start_id, len(listing)):
             name, fid = listing[position]
+            if name in _DOTS:
+                if not pyfuse3.readdir_reply(token, name, dot_attributes(self._table.ino(fid)), position + 1):
+                    return
+                continue
             vnode = self._table.get(fid)
             if vnode is None:
                 # Evicted before the kernel asked. An await after entries were put into the reply would let a break
@@ -427,14 +451,13 @@ class Operations(pyfuse3.Operations):
         return [(b".", directory.fid), (b"..", parent), *await self._names.listing(directory)]
 
     def _report(self, token: pyfuse3.ReaddirToken, directory: Vnode, name: bytes, vnode: Vnode, next_id: int) -> bool:
-        """Add one entry to the reply; False if it is full. The kernel takes a reference, but not for the dots."""
-        now = self._cell.now()
-        name_s = self._table.name_remaining_s(directory, name, vnode.fid, now)
-        entry = attributes_of(vnode, self._table.remaining_s(vnode, now), name_s)
-        if not pyfuse3.readdir_reply(token, name, entry, next_id):
+        """Add one entry to the reply, with a reference for the kernel; False if it is full."""
+        shown = vnode
+        if vnode.status.is_mount_point:
+            shown = self._mount_points.known_root(directory, vnode) or vnode
+        if not pyfuse3.readdir_reply(token, name, self._attributes_as(directory, name, vnode, shown), next_id):
             return False
-        if name not in (b".", b".."):
-            self._table.add_lookup(vnode)
+        self._table.add_lookup(shown)
         return True
 
     @_handler

@@ -21,12 +21,17 @@ from typing import Any
 
 import pyfuse3
 
+from .mounts import fusectl
+
 log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 4096
 """FUSE requests served at a time; further ones wait, also those that need no server. Each worker is a task that takes
 about 11 KB, and a megabyte of address space. More than the calls that may wait for an absent server, see MAX_WAITING
 in `session`."""
+QUEUE_WIDTH = 1000
+"""Most requests that the kernel sends without waiting for answers to earlier ones, readahead among them, in a cell of
+several servers. Its own limit is 12: as few READs that wait for one server would hold up those of all the others."""
 
 
 def fuse_descriptor() -> int:
@@ -38,6 +43,17 @@ def fuse_descriptor() -> int:
         except OSError:
             continue
     raise AssertionError("mounted, but no descriptor of /dev/fuse is open")
+
+
+def widen_queue(device: str) -> None:
+    """Have the kernel send up to QUEUE_WIDTH requests of the mount `device` (major:minor) at a time, if it lets us."""
+    connection = f"{fusectl()}/{device.rpartition(':')[2]}"
+    try:
+        for limit in ("max_background", "congestion_threshold"):
+            with open(f"{connection}/{limit}", "w") as file:
+                file.write(str(QUEUE_WIDTH))
+    except OSError as error:
+        log.warning("%s: %s: readers of one server's files may have to wait for another", connection, error.strerror)
 
 
 def _surviving(worker: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

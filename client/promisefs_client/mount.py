@@ -10,33 +10,30 @@ import socket
 import stat
 import subprocess
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyfuse3
 import trio
-from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_protocol.messages import FetchStatus, GetEntryByName
 
 from . import kernel_readahead
-from .callbacks import CallbackService
 from .cell import Cell
+from .connections import Connections
 from .contents import PageCache
 from .control import ControlServer
 from .errors import ExitCode, UserError
 from .filestore import FileStore
+from .fs_commands import FsCommands
 from .fuse_ops import Operations
 from .kernel import KernelCaches
-from .main_loop import fuse_descriptor, serve_kernel
+from .main_loop import fuse_descriptor, serve_kernel, widen_queue
+from .mount_points import MountPoints
 from .mounts import device_of
 from .namespace import Namespace
 from .notifications import FuseNotifier
 from .open_files import open_files_report
 from .options import MountOptions, Source
-from .servers import Server, Volume
-from .session import Refused, ServerSession, ServerUnavailable
 from .status import mount_report
 from .unmounting import is_unmounted, unmount_own
 from .vnode_table import KernelWork, VnodeTable
@@ -111,17 +108,7 @@ class Mount:
         self._options = options
         self._started_at = time.time()
         self._pages = PageCache(options.cache_bytes)
-        server = Server(str(source.address))
-        self._callbacks = CallbackService(server, options.ack_wait_s)
-        self._session = ServerSession(
-            server,
-            source.address,
-            uuid.uuid4().bytes,
-            f"{socket.gethostname()}:{mountpoint}"[:200],
-            options.timeout_s,
-            self._callbacks.serve,
-            self._callbacks.reset,
-        )
+        self._connections = Connections(source, options, f"{socket.gethostname()}:{mountpoint}"[:200])
         self._notifier = FuseNotifier()
         self._initialised = trio.Event()
         self._ending = False
@@ -138,51 +125,32 @@ class Mount:
             except UserError as error:
                 failure = error  # raised outside the nursery, which would wrap it
             # Also when nothing could be mounted: the server would keep others waiting for our lease.
-            await self._session.say_goodbye()
+            await self._connections.say_goodbye()
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
     async def _connect(self, nursery: trio.Nursery) -> None:
-        address = self._source.address
-        try:
-            await nursery.start(self._session.run)
-            nursery.start_soon(self._session.watch_lease)
-        except OSError as error:
-            raise UserError(
-                f"no promisefs server at {address}: {error.strerror or error}. Start one with 'promisefsd serve DIR'",
-                ExitCode.SERVER,
-            ) from None
-        except (Refused, Aborted) as error:
-            raise UserError(str(error), ExitCode.SERVER) from None
-        except trio.TooSlowError:
-            raise UserError(f"the server at {address} does not answer", ExitCode.SERVER) from None
-        try:
-            entry, _ = await self._session.call(GetEntryByName(self._source.volume))
-            root, _ = await self._session.call(FetchStatus(entry.root))
-        except Aborted as refusal:
-            if refusal.code == AbortCode.VNOVOL:
-                message = f"{address} has no volume {self._source.volume!r}"
-                raise UserError(message, ExitCode.SERVER) from None
-            raise UserError(f"{address}: {refusal}", ExitCode.SERVER) from None
-        except ServerUnavailable as error:
-            raise UserError(str(error), ExitCode.SERVER) from None
-        server = self._session.server
-        volume = Volume(entry.volume, entry.name, entry.root, server)
-        table = VnodeTable(self._pages, volume, root.entry.status, self._options.max_idle)
+        connections = self._connections
+        await connections.open(nursery)
+        volume, root = await connections.find_root()
+        table = VnodeTable(self._pages, connections.volumes, volume, root, self._options.max_idle)
 
         def references(ino: int) -> int:
             vnode = table.by_ino(ino)
             return 0 if vnode is None else vnode.lookups
 
         kernel = KernelCaches(self._notifier, references)
-        self._cell = Cell({server: self._session}, table, kernel, nursery)
+        self._cell = Cell(connections.sessions, connections.locator, table, kernel, nursery)
         self._files = FileStore(self._cell, self._pages, self._options.timeout_s)
 
     async def _serve(self, nursery: trio.Nursery, on_ready: Callable[[], None]) -> None:
         cell, files = self._cell, self._files
         assert cell is not None and files is not None
-        operations = Operations(cell, files, Namespace(cell), Xattrs(cell), self._initialised.set)
+        names = Namespace(cell)
+        xattrs = Xattrs(cell)
+        mount_points = MountPoints(cell, names)
+        operations = Operations(cell, files, names, mount_points, xattrs, self._initialised.set)
         options = {"default_permissions", f"fsname={self._source}", f"subtype={FSTYPE}", *self._options.fuse}
         with _said_on_stderr() as said:
             try:
@@ -196,18 +164,22 @@ class Mount:
             descriptor = fuse_descriptor()
             device = device_of(descriptor, self._mountpoint)
             control = ControlServer(device)
+            if len(self._connections.sessions) > 1:
+                widen_queue(device)
         except BaseException:
             pyfuse3.close(unmount=True)
             raise
         control.commands["status"] = self._report
         control.commands["mmaps"] = self._mmaps
+        control.commands.update(FsCommands(mount_points).commands)
         try:
-            self._callbacks.cell = cell
+            self._connections.attach(cell)
             nursery.start_soon(control.serve)
             nursery.start_soon(self._on_signals)
             nursery.start_soon(self._announce, descriptor, device, on_ready)
-            nursery.start_soon(cell.renew_promises, self._session.server)
-            nursery.start_soon(files.store_in_time)
+            for server in self._connections.sessions:
+                nursery.start_soon(cell.renew_promises, server)
+                nursery.start_soon(files.store_in_time, server)
             try:
                 await serve_kernel(descriptor)
             finally:
@@ -265,7 +237,7 @@ class Mount:
         left = self._pages.dirty_bytes
         if left and not quietly:
             raise UserError(
-                f"{left} bytes in {self._files.dirty_files} files could not be stored at {self._source.address}: lost",
+                f"{left} bytes in {self._files.dirty_files} files could not be stored at {self._source.where}: lost",
                 ExitCode.BUSY,
             )
 
@@ -274,7 +246,8 @@ class Mount:
     async def _report(self, args: dict[str, Any]) -> dict[str, Any]:
         assert self._cell is not None and self._files is not None
         mounted_s = time.time() - self._started_at
-        return mount_report(self._cell, self._files, self._pages, [self._callbacks], mounted_s, self._cell.now())
+        callbacks = self._connections.callbacks
+        return mount_report(self._cell, self._files, self._pages, callbacks, mounted_s, self._cell.now())
 
     async def _mmaps(self, args: dict[str, Any]) -> dict[str, Any]:
         assert self._cell is not None

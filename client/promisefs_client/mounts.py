@@ -52,6 +52,11 @@ def list_mounts(pid: int | str = "self") -> list[MountEntry]:
     return [entry for entry in _read_mountinfo(pid) if entry.kind == FUSE_TYPE]
 
 
+def fusectl() -> str | None:
+    """Where the kernel's control of FUSE connections is mounted, usually /sys/fs/fuse/connections; None if nowhere."""
+    return next((entry.mountpoint for entry in _read_mountinfo("self") if entry.kind == "fusectl"), None)
+
+
 def uppermost_at(mountpoint: str) -> MountEntry | None:
     """What is mounted at exactly this path, with nothing over it there."""
     entries = [entry for entry in _read_mountinfo("self") if entry.mountpoint == mountpoint]

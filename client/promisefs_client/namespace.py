@@ -1,4 +1,4 @@
-"""Names: looking up, listing, and changing them, through the caches of directories.
+"""Names: looking up, listing, and changing them, through the caches of directories. Mount points are not followed.
 
 Every change goes to the server at once; the reply's statuses are installed, and the directory's names edited
 if nobody else changed it in between (VnodeTable.own_change).
@@ -23,6 +23,7 @@ from promisefs_protocol.messages import (
     Link,
     Lookup,
     MakeDir,
+    MakeMountPoint,
     RemoveDir,
     RemoveFile,
     Rename,
@@ -139,27 +140,32 @@ class Namespace:
         vnode: Vnode | None = None
         self._table.begin_create()
         try:
-            vnode = await self._add(directory, name, CreateFile(UNNUMBERED, directory.fid, name, mode, *owner))
+            vnode = await self.add(directory, name, CreateFile(UNNUMBERED, directory.fid, name, mode, *owner))
         finally:
             self._cell.give_up_open(self._table.end_create(vnode))
         return vnode
 
     async def make_dir(self, directory: Vnode, name: bytes, mode: int, owner: Owner) -> Vnode:
-        vnode = await self._add(directory, name, MakeDir(UNNUMBERED, directory.fid, name, mode, *owner))
+        vnode = await self.add(directory, name, MakeDir(UNNUMBERED, directory.fid, name, mode, *owner))
         vnode.parent = directory.fid
         if vnode.status.nlink == 2 and self._cell.valid(vnode) and vnode.names is None:
             self._table.learn_listing(vnode, vnode.status.version, {})  # nobody can have put anything into it yet
         return vnode
 
     async def symlink(self, directory: Vnode, name: bytes, target: bytes, owner: Owner) -> Vnode:
-        vnode = await self._add(directory, name, Symlink(UNNUMBERED, directory.fid, name, target, *owner))
+        vnode = await self.add(directory, name, Symlink(UNNUMBERED, directory.fid, name, target, *owner))
         vnode.target = target
         return vnode
 
     async def link(self, vnode: Vnode, directory: Vnode, name: bytes) -> Vnode:
-        return await self._add(directory, name, Link(UNNUMBERED, vnode.fid, directory.fid, name))
+        if vnode.volume is not directory.volume:
+            raise FsError(errno.EXDEV)
+        return await self.add(directory, name, Link(UNNUMBERED, vnode.fid, directory.fid, name))
 
-    async def _add(self, directory: Vnode, name: bytes, request: CreateFile | MakeDir | Symlink | Link) -> Vnode:
+    async def add(
+        self, directory: Vnode, name: bytes, request: CreateFile | MakeDir | Symlink | Link | MakeMountPoint
+    ) -> Vnode:
+        """Make the call that gives the directory a new name. Return what it stands for."""
         async with self._cell.ask(request) as answer:
             reply = answer.reply
             vnode = self._table.install(reply.entry, answer.mark)
@@ -191,6 +197,8 @@ class Namespace:
     ) -> None:
         if flags not in (RenameFlags.NONE, RenameFlags.NOREPLACE, RenameFlags.EXCHANGE):
             raise FsError(errno.EINVAL)
+        if old_directory.volume is not new_directory.volume:
+            raise FsError(errno.EXDEV)
         target = None if flags & RenameFlags.NOREPLACE else await self.lookup(new_directory, new_name)
         if target is not None:
             await self.settled(target)

@@ -8,11 +8,11 @@ a server's promises, has to reach first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
-from .servers import Server
 from .vnode import Vnode
+from .volumes import Volume
 
 SETTLED_S = 1.0
 """An ordinary close is a FLUSH and, very soon, a RELEASE."""
@@ -55,8 +55,8 @@ class OpenMmaps:
             outlives = all(flushed is not None and flushed + SETTLED_S <= now for flushed in handles.values())
             yield OpenFile(vnode, len(handles), outlives)
 
-    def of_server(self, server: Server) -> list[Vnode]:
-        """The server's open files; first those of which a descriptor was closed and a handle is still there."""
-        mine = [(vnode, handles) for vnode, handles in self._handles.items() if vnode.server is server]
+    def of_volumes(self, volumes: Container[Volume]) -> list[Vnode]:
+        """Open files in these; first those of which a descriptor was closed and a handle is still there."""
+        mine = [(vnode, handles) for vnode, handles in self._handles.items() if vnode.volume in volumes]
         mine.sort(key=lambda item: all(flushed is None for flushed in item[1].values()))
         return [vnode for vnode, _ in mine]

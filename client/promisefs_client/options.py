@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from promisefs_protocol.address import Address, AddressSyntaxError, parse_address
+from promisefs_protocol.cell_file import CellFileError, load_cell_file
 
 from .errors import ExitCode, UserError
 
@@ -21,11 +24,19 @@ _IGNORED = {"rw", "defaults", "auto", "noauto", "_netdev", "nofail", "user", "no
 
 @dataclass(frozen=True)
 class Source:
-    address: Address
+    """A volume, and who may have it."""
+
+    cell: str | None  # its name; None: a server alone
+    servers: tuple[Address, ...]
     volume: str
 
+    @property
+    def where(self) -> str:
+        """The cell or the server, for people."""
+        return str(self.servers[0]) if self.cell is None else f"the cell {self.cell}"
+
     def __str__(self) -> str:
-        return f"{self.address}/{self.volume}"
+        return f"{self.cell or self.servers[0]}/{self.volume}"
 
 
 @dataclass(frozen=True)
@@ -35,20 +46,30 @@ class MountOptions:
     cache_bytes: int = 256 << 20
     timeout_s: float = 60.0
     ack_wait_s: float = 1.0
+    cell_file: Path | None = None
     max_idle: int = 200_000
     fuse: frozenset[str] = frozenset()
 
 
-def parse_source(text: str) -> Source:
-    """HOST[:PORT][/VOLUME], with [] around an IPv6 address. Raise UserError."""
+def parse_source(text: str, cell_file: Path | None = None) -> Source:
+    """HOST[:PORT][/VOLUME], with [] around an IPv6 address; CELL[/VOLUME] with a cell file. Raise UserError."""
+    form = "HOST[:PORT][/VOLUME]" if cell_file is None else "CELL[/VOLUME]"
     where, _, volume = text.partition("/")
     if "/" in volume:
-        raise UserError(f"{text!r} is not HOST[:PORT][/VOLUME]", ExitCode.USAGE)
+        raise UserError(f"{text!r} is not {form}", ExitCode.USAGE)
+    volume = volume or DEFAULT_VOLUME
+    if cell_file is None:
+        try:
+            return Source(None, (parse_address(where),), volume)
+        except AddressSyntaxError as error:
+            raise UserError(f"{text!r} is not {form}: {error}", ExitCode.USAGE) from None
     try:
-        address = parse_address(where)
-    except AddressSyntaxError as error:
-        raise UserError(f"{text!r} is not HOST[:PORT][/VOLUME]: {error}", ExitCode.USAGE) from None
-    return Source(address, volume or DEFAULT_VOLUME)
+        cell = load_cell_file(cell_file)
+    except CellFileError as error:
+        raise UserError(str(error), ExitCode.USAGE) from None
+    if where != cell.name:
+        raise UserError(f"{cell_file} is of the cell {cell.name!r}, not {where!r}", ExitCode.USAGE)
+    return Source(cell.name, tuple(server.address for server in cell.servers), volume)
 
 
 def parse_size(text: str) -> int:
@@ -82,6 +103,10 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
                 options = replace(options, timeout_s=_parse_seconds(name, value))
             case "ack_wait":
                 options = replace(options, ack_wait_s=_parse_seconds(name, value))
+            case "cell":
+                if not value:
+                    raise UserError("cell=FILE: the file's name is missing", ExitCode.USAGE)
+                options = replace(options, cell_file=Path(value))
             case _ if item in _PASSED_ON:
                 fuse.add(item)
             case _ if item in _IGNORED or item.startswith(("x-", "comment=")):
@@ -89,6 +114,16 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
             case _:
                 raise UserError(f"option {item!r} is not known; see 'promisefs mount --help'", ExitCode.USAGE)
     return replace(options, fuse=frozenset(fuse))
+
+
+def with_absolute_paths(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """The same options for a process with another working directory."""
+
+    def absolute(item: str) -> str:
+        name, _, value = item.partition("=")
+        return f"{name}={os.path.abspath(value)}" if name == "cell" and value else item
+
+    return tuple(",".join(absolute(item) for item in text.split(",")) for text in texts)
 
 
 def _at_least(minimum: int, value: int, item: str) -> int:

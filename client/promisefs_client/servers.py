@@ -74,6 +74,10 @@ class Server:
             and fid not in self._giving_up
         )
 
+    def unreset_since(self, mark: CallMark) -> bool:
+        """Whether what the marked call brought has not been taken back as a whole since."""
+        return mark.sequence >= self._reset_sequence
+
     def broke(self, fids: Iterable[Fid]) -> None:
         """The server took its promises on these back, whether we know the fids or not."""
         self._sequence += 1
@@ -104,15 +108,3 @@ class Server:
         given_up = list(fids)
         self._giving_up.difference_update(given_up)
         self.broke(given_up)
-
-
-class Volume:
-    """A tree of vnodes, the server that has it, and the fid of its root directory."""
-
-    __slots__ = ("name", "number", "root", "server")
-
-    def __init__(self, number: int, name: str, root: Fid, server: Server) -> None:
-        self.number = number
-        self.name = name
-        self.root = root
-        self.server = server

@@ -197,13 +197,20 @@ class ServerSession:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Stay connected until cancelled. Started when the first connection is up; Refused or OSError if that fails."""
+        await self._stay_connected(task_status, must_begin=True)
+
+    async def keep_trying(self) -> None:
+        """The same, but the first connection may come as late as it likes."""
+        await self._stay_connected(None, must_begin=False)
+
+    async def _stay_connected(self, task_status: trio.TaskStatus[None] | None, *, must_begin: bool) -> None:
         retry_s = FIRST_RETRY_S
         while True:
             before = self.connects
             try:
                 await self._connect_and_serve(task_status if self.connects == 0 else None)
             except (OSError, Refused, Aborted, trio.TooSlowError) as error:
-                if self.connects == 0:
+                if must_begin and self.connects == 0:
                     raise
                 log.log(logging.ERROR if isinstance(error, Refused) else logging.INFO, "%s: %s", self.address, error)
             if self.connects != before:

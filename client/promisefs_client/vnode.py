@@ -5,7 +5,8 @@ from __future__ import annotations
 from promisefs_protocol.ids import Fid, Status
 
 from .contents import FileContents
-from .servers import Server, Volume
+from .servers import Server
+from .volumes import Volume
 
 Version = tuple[int, int]
 

@@ -19,11 +19,14 @@ I4  Cached names of a directory belong to one data version; an own change edits 
     next one.
 I5  A deleted file is `kept` iff the server was told, in a removal or in the acknowledgement of a break, that it is open
     here. Who opens a file counts it as open before he validates it, so that no break can come between.
-I6  `by_ino` and `by_fid` hold the same vnodes; a vnode in use is never evicted.
+I6  A vnode has a promise only if its volume is where we believe it to be (`volumes`).
+I7  `by_ino` and `by_fid` hold the same vnodes; a vnode in use is never evicted.
 """
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -32,9 +35,13 @@ from promisefs_protocol.ids import Fid, PromisedStatus, Status
 from promisefs_protocol.messages import Break, Changed
 
 from .contents import FileContents, PageCache
+from .errors import FsError
 from .open_mmaps import OpenMmaps
-from .servers import CallMark, Server, Volume
+from .servers import CallMark, Server
 from .vnode import ROOT_INO, DirectoryNames, Version, Vnode, ino_of
+from .volumes import Volume, Volumes
+
+log = logging.getLogger(__name__)
 
 PROMISE_MARGIN_S = 10.0
 """The last seconds of a promise are not used (AFS clients do the same)."""
@@ -56,10 +63,10 @@ class KernelWork(NamedTuple):
 
 
 class VnodeTable:
-    def __init__(self, cache: PageCache, volume: Volume, root: Status, max_idle: int) -> None:
-        """`volume` is the one that is mounted, `root` the status of its root directory."""
+    def __init__(self, cache: PageCache, volumes: Volumes, mounted: Volume, root: Status, max_idle: int) -> None:
+        """`mounted` is the volume whose root directory, of status `root`, the kernel knows from the beginning."""
         self.cache = cache
-        self.volumes: dict[int, Volume] = {volume.number: volume}
+        self.volumes = volumes
         """Every vnode is in one of these."""
         self.names_can_be_dropped = False
         """Whether the kernel can be made to forget names without its directory locks; else it may not keep any."""
@@ -73,10 +80,10 @@ class VnodeTable:
         """Files that may be mapped. The shell says what the kernel opens, flushes and releases."""
         self._creating = 0
         self._claimed: set[Fid] = set()
-        self.root_fid = volume.root
-        root_vnode = self._resident(self._insert(volume, volume.root, root))
+        self.root_fid = mounted.root
+        root_vnode = self._resident(self._insert(mounted, mounted.root, root))
         root_vnode.lookups = 1  # the kernel's, never forgotten
-        root_vnode.parent = volume.root
+        root_vnode.parent = mounted.root
 
     # Looking up
 
@@ -91,6 +98,10 @@ class VnodeTable:
 
     def get(self, fid: Fid) -> Vnode | None:
         return self._by_fid.get(fid)
+
+    def ino(self, fid: Fid) -> int:
+        """The inode number of a fid, whether it is in the table or not."""
+        return ROOT_INO if fid == self.root_fid else ino_of(fid)
 
     def by_ino(self, ino: int) -> Vnode | None:
         return self._by_ino.get(ino)
@@ -116,13 +127,21 @@ class VnodeTable:
         """Apply a status and, if nothing came between (I1), its promise."""
         vnode = self._by_fid.get(entry.fid)
         if vnode is None:
-            vnode = self._insert(self.volumes[entry.fid.volume], entry.fid, entry.status)
+            vnode = self._insert(self._volume_told(entry.fid, mark.server), entry.fid, entry.status)
             self._set_promise(vnode, entry, mark)
             return vnode
         if self._is_newer(vnode.status, entry.status):
             self._apply(vnode, entry.status, promised=self.valid(vnode, mark.sent_at))
             self._set_promise(vnode, entry, mark)
         return vnode
+
+    def _volume_told(self, fid: Fid, server: Server) -> Volume:
+        """The volume of a fid that is new to us. Raise FsError(EIO) if the server that named it does not have that."""
+        volume = self.volumes.get(fid.volume)
+        if volume is None or volume.server is not server:
+            log.error("%s told of %s, in a volume that is not known to be its own", server.name, fid)
+            raise FsError(errno.EIO)
+        return volume
 
     def install_own_data(self, entry: PromisedStatus, mark: CallMark) -> Vnode:
         """Like `install`, for the reply to our own store or truncation: it made one new version itself (I3)."""
@@ -180,14 +199,15 @@ class VnodeTable:
             vnode.names = None
 
     def _set_promise(self, vnode: Vnode, entry: PromisedStatus, mark: CallMark) -> None:
-        if not vnode.volume.server.still_promises(vnode.fid, mark):
+        volume = vnode.volume
+        if not volume.located or not volume.server.still_promises(vnode.fid, mark):
             return
         until = mark.sent_at + entry.promise_s - PROMISE_MARGIN_S
         if entry.promise_s and until > vnode.promise_until:
             vnode.promise_until = until
 
     def _insert(self, volume: Volume, fid: Fid, status: Status) -> Vnode:
-        vnode = Vnode(fid, volume, ROOT_INO if fid == self.root_fid else ino_of(fid), status)
+        vnode = Vnode(fid, volume, self.ino(fid), status)
         vnode.deleted = status.nlink == 0
         self._by_fid[fid] = vnode
         self._by_ino[vnode.ino] = vnode
@@ -234,18 +254,27 @@ class VnodeTable:
         return work, still_open
 
     def reset(self, server: Server) -> tuple[list[KernelWork], list[KernelWork]]:
-        """InitCallBackState3 or a lost lease: no promise of the server's holds. Return kernel work: what is open, first
-        what may be mapped, and the rest.
+        """InitCallBackState3 or a lost lease: no promise of the server's holds, nor what it said of its volumes. Return
+        kernel work: what is open, first what may be mapped, and the rest.
 
         Clean blocks and names keep their labels: validation tells whether they are still current. But not if the
         server's store is an older one now: its labels and times compare with none from before.
         """
         server.broke_all()
         restored, server.restored = server.restored, False
-        urgent = {vnode: None for vnode in self.open_mmaps.of_server(server)}  # in this order
+        self.volumes.lose_all_of(server)
+        return self._drop_promises({volume for volume in self.volumes if volume.server is server}, restored)
+
+    def lose_location(self, volume: Volume) -> tuple[list[KernelWork], list[KernelWork]]:
+        """The volume is not where it was: like a reset of this volume alone."""
+        self.volumes.lose(volume)
+        return self._drop_promises({volume}, restored=False)
+
+    def _drop_promises(self, volumes: set[Volume], restored: bool) -> tuple[list[KernelWork], list[KernelWork]]:
+        urgent = {vnode: None for vnode in self.open_mmaps.of_volumes(volumes)}  # in this order
         rest: list[KernelWork] = []
         for vnode in self._by_fid.values():
-            if vnode.volume.server is not server:
+            if vnode.volume not in volumes:
                 continue
             vnode.promise_until = 0.0
             if restored:
@@ -366,7 +395,7 @@ class VnodeTable:
         self.may_be_idle(vnode)
 
     def may_be_idle(self, vnode: Vnode) -> None:
-        """Something that kept the vnode in use ended; idle vnodes are kept, least recently used going first (I6)."""
+        """Something that kept the vnode in use ended; idle vnodes are kept, least recently used going first (I7)."""
         if vnode.in_use or self._by_fid.get(vnode.fid) is not vnode:
             return
         if vnode.deleted:
@@ -401,5 +430,6 @@ class VnodeTable:
         for vnode in self._by_fid.values():
             assert self._by_ino[vnode.ino] is vnode
             assert vnode.volume is self.volumes[vnode.fid.volume]
+            assert vnode.volume.located or not vnode.promise_until, "I6"
             assert vnode.names is None or vnode.names.version == vnode.status.version
             assert not (vnode.fid in self._idle and vnode.lookups)

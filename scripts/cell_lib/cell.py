@@ -1,5 +1,6 @@
-"""One server and its mounts in one directory: DIR/store, DIR/server.log, and for each mount DIR/NAME and DIR/NAME.log.
+"""Servers and mounts in one directory: DIR/store, DIR/server.log, and for each mount DIR/NAME and DIR/NAME.log.
 
+With several servers DIR/cell.toml is their cell file, and those after the first have DIR/store1, DIR/server1.log...
 `DIR/cell.json` says what runs, so that another process can take it down. Everything has a time limit, and
 everything that is started carries the cell's mark (see `processes`).
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +28,8 @@ READY_S = 30.0
 """Most time for the server or a mount to become usable."""
 STOP_S = 30.0
 """Most time for either to end in good order."""
+CELL_NAME = "test.example"
+"""Of a cell with several servers."""
 _POLL_S = 0.01
 _LISTENING = re.compile(r"listening on \S*:(\d+)")
 _BAD_LOG_LINE = re.compile(
@@ -47,17 +51,31 @@ class Mount:
     """Its daemon."""
 
 
-class Cell:
-    """Not thread-safe. Starts nothing by itself: call `start_server`, `mount`; `down` ends all."""
+@dataclass(slots=True)
+class Server:
+    number: int
+    port: int = 0
+    """Where it listens; 0: not known yet, a free one is taken."""
+    pid: int | None = None
+    process: subprocess.Popen[bytes] | None = None
+    """Present iff it is a child of ours."""
 
-    def __init__(self, directory: Path, mark: str | None = None) -> None:
+    @property
+    def name(self) -> str:
+        return "server" + (str(self.number) if self.number else "")
+
+
+class Cell:
+    """Not thread-safe. Starts nothing by itself: call `start_server`, `mount`; `down` ends all.
+
+    What does not say which server means number 0.
+    """
+
+    def __init__(self, directory: Path, mark: str | None = None, *, servers: int = 1) -> None:
         self.directory = directory.resolve()
         self.mark = mark or processes.new_mark()
-        self.port = 0
-        """Where the server listens; 0: not known yet, a free one is taken."""
-        self.server_pid: int | None = None
+        self.servers = [Server(number) for number in range(servers)]
         self.mounts: dict[str, Mount] = {}
-        self._server: subprocess.Popen[bytes] | None = None
 
     @classmethod
     def load(cls, directory: Path) -> Cell | None:
@@ -65,7 +83,7 @@ class Cell:
         try:
             state = json.loads((directory / "cell.json").read_text())
             cell = cls(directory, state["mark"])
-            cell.port, cell.server_pid = state["port"], state["server_pid"]
+            cell.servers = [Server(**entry) for entry in state["servers"]]
             for entry in state["mounts"]:
                 cell.mounts[entry["name"]] = Mount(**{**entry, "mountpoint": Path(entry["mountpoint"])})
         except FileNotFoundError:
@@ -76,7 +94,18 @@ class Cell:
 
     @property
     def store(self) -> Path:
-        return self.directory / "store"
+        return self.store_of(0)
+
+    def store_of(self, number: int) -> Path:
+        return self.directory / f"store{number or ''}"
+
+    @property
+    def port(self) -> int:
+        return self.servers[0].port
+
+    @property
+    def server_pid(self) -> int | None:
+        return self.servers[0].pid
 
     @property
     def address(self) -> str:
@@ -92,6 +121,11 @@ class Cell:
         return ()
 
     @property
+    def cell_file(self) -> Path:
+        """Of a cell with several servers."""
+        return self.directory / "cell.toml"
+
+    @property
     def logs(self) -> list[Path]:
         """Log files and captured output of everything that ever ran here."""
         return sorted(path for path in self.directory.iterdir() if path.suffix in (".log", ".out"))
@@ -99,56 +133,96 @@ class Cell:
     def mountpoint(self, name: str) -> Path:
         return self.directory / name
 
-    def server_runs(self) -> bool:
-        return self.server_pid is not None and processes.belongs(self.server_pid, self.mark)
+    def server_runs(self, number: int = 0) -> bool:
+        pid = self.servers[number].pid
+        return pid is not None and processes.belongs(pid, self.mark)
 
     def runs(self) -> bool:
-        """Whether server and mounts are all there. Does not touch the mounts."""
-        return self.server_runs() and all(
+        """Whether servers and mounts are all there. Does not touch the mounts."""
+        return all(self.server_runs(server.number) for server in self.servers) and all(
             processes.belongs(mount.pid, self.mark) and mounts.fuse_mount_at(mount.mountpoint)
             for mount in self.mounts.values()
         )
 
     # The server
 
-    def start_server(self, *options: str) -> None:
+    def start_server(self, *options: str, number: int = 0) -> None:
         """Start it and wait until it listens; the second time on the same port. Raise CellError."""
-        if self.server_runs():
+        server = self.servers[number]
+        if self.server_runs(number):
             raise CellError("the server runs already")
         self.directory.mkdir(parents=True, exist_ok=True)
-        output = self.directory / "server.out"
+        output = self.directory / f"{server.name}.out"
         self._save()
-        command: list[str | Path] = [COMMANDS / "promisefsd", "serve", self.store, "--listen", self.address]
-        command += ["--log-file", self.directory / "server.log", *options]
+        command: list[str | Path] = [COMMANDS / "promisefsd", "serve", self.store_of(number)]
+        if len(self.servers) > 1:
+            self._write_cell_file()
+            command += ["--cell", self.cell_file, "--number", str(number)]
+        address = f"127.0.0.1:{server.port}" if number else self.address
+        command += ["--listen", address, "--log-file", self.directory / f"{server.name}.log"]
         with output.open("ab") as out:
             seen = out.tell()
-            self._server = self._spawn("server", command, out)
-        self.server_pid = self._server.pid
+            server.process = process = self._spawn(server.name, [*command, *options], out)
+        server.pid = process.pid
         deadline = time.monotonic() + READY_S
         while not (ready := _LISTENING.search(_tail(output, seen))):
-            if self._server.poll() is not None:
-                self.server_pid = None
-                raise CellError(f"promisefsd ended with status {self._server.returncode}: {_tail(output, seen)}")
+            if process.poll() is not None:
+                server.pid = None
+                raise CellError(f"promisefsd ended with status {process.returncode}: {_tail(output, seen)}")
             if time.monotonic() > deadline:
-                processes.end(f"{self.mark}/server", grace_s=1)
+                processes.end(f"{self.mark}/{server.name}", grace_s=1)
                 raise CellError(f"promisefsd is not ready after {READY_S:g} s: {_tail(output, seen)}")
             time.sleep(_POLL_S)
-        self.port = int(ready[1])
+        server.port = int(ready[1])
         self._save()
 
-    def stop_server(self, *, kill: bool = False) -> None:
+    def _write_cell_file(self) -> None:
+        """Say where each server is; those that have no port yet get free ones."""
+        for server in self.servers:
+            while not server.port:
+                with socket.create_server(("127.0.0.1", 0)) as probe:
+                    port = probe.getsockname()[1]
+                if port not in [other.port for other in self.servers]:
+                    server.port = port
+        lines = [f'name = "{CELL_NAME}"']
+        for server in self.servers:
+            lines.append(f'[[server]]\nnumber = {server.number}\naddress = "127.0.0.1:{server.port}"')
+        self.cell_file.write_text("\n".join(lines) + "\n")
+
+    def stop_server(self, *, kill: bool = False, number: int = 0) -> None:
         """SIGTERM (or SIGKILL) and wait for its end. Raise CellError if it needed more, or ended with an error."""
-        mark = f"{self.mark}/server"
+        server = self.servers[number]
+        mark = f"{self.mark}/{server.name}"
         if kill:
             processes.send(processes.marked(mark), mark, signal.SIGKILL)
         complaints = processes.end(mark, STOP_S)
-        status = self._server.wait(STOP_S) if self._server else 0
-        self._server = self.server_pid = None
+        status = server.process.wait(STOP_S) if server.process else 0
+        server.process = server.pid = None
         self._save()
         if status != (-signal.SIGKILL if kill else 0) and not complaints:
-            complaints.append(f"promisefsd ended with status {status}: {_tail(self.directory / 'server.out', 0)}")
+            complaints.append(
+                f"promisefsd ended with status {status}: {_tail(self.directory / f'{server.name}.out', 0)}"
+            )
         if complaints:
             raise CellError("; ".join(complaints))
+
+    def administer(self, *arguments: str | Path) -> str:
+        """Run `promisefsd volume ...` and return what it says. Raise CellError."""
+        command: list[str | Path] = [COMMANDS / "promisefsd", "volume", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=STOP_S)
+        if done.returncode:
+            raise CellError(f"promisefsd volume {arguments[0]} failed ({done.returncode}): {done.stderr.strip()}")
+        return done.stdout
+
+    def create_volume(self, name: str, number: int = 0) -> None:
+        self.administer("create", self.store_of(number), name)
+
+    def mount_volume(self, path: Path, volume: str) -> None:
+        """Make a mount point by `promisefs fs mkmount`. Raise CellError."""
+        command: list[str | Path] = [COMMANDS / "promisefs", "fs", "mkmount", path, volume]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=STOP_S)
+        if done.returncode:
+            raise CellError(f"promisefs fs mkmount failed ({done.returncode}): {done.stderr.strip()}")
 
     # Mounts
 
@@ -158,8 +232,11 @@ class Cell:
         mountpoint.mkdir(exist_ok=True)
         output = self.directory / f"{name}.out"
         mark = f"{self.mark}/{name}"
-        address = self.address_for(name) if port is None else f"127.0.0.1:{port}"
-        command: list[str | Path] = [COMMANDS / "promisefs", "mount", address + (f"/{volume}" if volume else "")]
+        source = self.address_for(name) if port is None else f"127.0.0.1:{port}"
+        if len(self.servers) > 1 and port is None:
+            source = CELL_NAME
+            options = f"cell={self.cell_file}" + (f",{options}" if options else "")
+        command: list[str | Path] = [COMMANDS / "promisefs", "mount", source + (f"/{volume}" if volume else "")]
         command += [mountpoint, "--log-file", self.directory / f"{name}.log", *(["-o", options] if options else [])]
         with output.open("ab") as out:
             seen = out.tell()
@@ -222,9 +299,10 @@ class Cell:
     # The whole
 
     def up(self, mount_count: int, *, server_options: Sequence[str] = (), mount_options: str = "") -> Cell:
-        """Start the server and mount m1, m2, ... If anything fails take all down again and raise CellError."""
+        """Start the servers and mount m1, m2, ... If anything fails take all down again and raise CellError."""
         try:
-            self.start_server(*server_options)
+            for server in self.servers:
+                self.start_server(*server_options, number=server.number)
             for number in range(1, mount_count + 1):
                 self.mount(f"m{number}", options=mount_options)
         except BaseException:
@@ -237,12 +315,14 @@ class Cell:
         complaints: list[str] = []
         if not self.directory.is_dir():
             return complaints
-        if not self.server_runs() and any(processes.belongs(mount.pid, self.mark) for mount in self.mounts.values()):
+        if any(processes.belongs(mount.pid, self.mark) for mount in self.mounts.values()):
             # A mount that holds data which is not stored can only end well if there is a server to store it.
-            try:
-                self.start_server()
-            except CellError as problem:
-                complaints.append(f"the server was gone and could not be started again: {problem}")
+            for server in self.servers:
+                try:
+                    if not self.server_runs(server.number):
+                        self.start_server(number=server.number)
+                except CellError as problem:
+                    complaints.append(f"{server.name} was gone and could not be started again: {problem}")
         for name in list(self.mounts):
             try:
                 self.unmount(name)
@@ -250,10 +330,11 @@ class Cell:
                 complaints.append(str(problem))
             with suppress(OSError):
                 self.mountpoint(name).rmdir()
-        try:
-            self.stop_server()
-        except CellError as problem:
-            complaints.append(str(problem))
+        for server in self.servers:
+            try:
+                self.stop_server(number=server.number)
+            except CellError as problem:
+                complaints.append(str(problem))
         complaints += processes.end(self.mark, grace_s=5)
         for mount in mounts.fuse_mounts_below(self.directory):
             complaints.append(f"{mount.mountpoint} was still mounted")
@@ -275,8 +356,7 @@ class Cell:
     def _save(self) -> None:
         state = {
             "mark": self.mark,
-            "port": self.port,
-            "server_pid": self.server_pid,
+            "servers": [{"number": each.number, "port": each.port, "pid": each.pid} for each in self.servers],
             "mounts": [{**asdict(mount), "mountpoint": str(mount.mountpoint)} for mount in self.mounts.values()],
         }
         new = self.directory / "cell.json.new"

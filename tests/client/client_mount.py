@@ -20,17 +20,20 @@ from promisefs_client.contents import PageCache
 from promisefs_client.filestore import FileStore
 from promisefs_client.fuse_ops import Operations
 from promisefs_client.kernel import KernelCaches
+from promisefs_client.locator import Locator
+from promisefs_client.mount_points import MountPoints
 from promisefs_client.namespace import Namespace
 from promisefs_client.readahead import Readahead
-from promisefs_client.servers import Server, Volume
+from promisefs_client.servers import Server
 from promisefs_client.session import ServerSession, ServerUnavailable
 from promisefs_client.vnode import Vnode
 from promisefs_client.vnode_table import KernelWork, VnodeTable
+from promisefs_client.volumes import Volumes
 from promisefs_client.xattrs import Xattrs
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.address import Address
 from promisefs_protocol.connection import Piece
-from promisefs_protocol.messages import FetchStatus, GetEntryByName
+from promisefs_protocol.messages import FetchStatus
 from server_cell import Cell as ServerCell
 from server_cell import running_cell, settled
 
@@ -124,6 +127,7 @@ class ClientMount:
         self.cell: Cell
         self.files: FileStore
         self.names: Namespace
+        self.mount_points: MountPoints
         self.operations: Operations
         """Handlers, as the kernel would call them."""
 
@@ -135,18 +139,23 @@ class ClientMount:
     async def connect(self, nursery: trio.Nursery) -> None:
         await nursery.start(self.session.run)
         nursery.start_soon(self.session.watch_lease)
-        entry, _ = await self.session.call(GetEntryByName("root"))
-        root, _ = await self.session.call(FetchStatus(entry.root))
-        server = self.session.server
-        volume = Volume(entry.volume, entry.name, entry.root, server)
-        table = VnodeTable(self.pages, volume, root.entry.status, 100)
+        volumes = Volumes()
+        locator = Locator([self.session], volumes)
+        volume = await locator.by_name("root")
+        root, _ = await self.session.call(FetchStatus(volume.root))
+        table = VnodeTable(self.pages, volumes, volume, root.entry.status, 100)
         kernel = KernelCaches(self.kernel, self._references)
-        self.cell = self.callbacks.cell = Cell({server: self.session}, table, kernel, nursery, self._now)
+        self.cell = self.callbacks.cell = Cell(
+            {self.session.server: self.session}, locator, table, kernel, nursery, self._now
+        )
         self.cell.kernel.initialised()
         table.names_can_be_dropped = True
         self.files = FileStore(self.cell, self.pages, self.session.timeout_s)
         self.names = Namespace(self.cell)
-        self.operations = Operations(self.cell, self.files, self.names, Xattrs(self.cell), lambda: None)
+        self.mount_points = MountPoints(self.cell, self.names)
+        self.operations = Operations(
+            self.cell, self.files, self.names, self.mount_points, Xattrs(self.cell), lambda: None
+        )
 
     def _references(self, ino: int) -> int:
         vnode = self.table.by_ino(ino)

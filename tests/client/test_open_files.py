@@ -6,9 +6,10 @@ import pytest
 from promisefs_client import open_files
 from promisefs_client.contents import PageCache
 from promisefs_client.open_files import known_paths, open_files_report
-from promisefs_client.servers import Server, Volume
+from promisefs_client.servers import Server
 from promisefs_client.vnode import Vnode
 from promisefs_client.vnode_table import VnodeTable
+from promisefs_client.volumes import Volumes
 from promisefs_protocol.ids import Fid, PromisedStatus, Status
 
 ROOT, OUTER, INNER, FILE = (Fid(1, number, 1) for number in range(1, 5))
@@ -24,7 +25,9 @@ class Tree:
 
     def __init__(self) -> None:
         self.server = Server("alpha")
-        self.table = VnodeTable(PageCache(1 << 20), Volume(1, "root", ROOT, self.server), status(DIRECTORY), 100)
+        volumes = Volumes()
+        mounted = volumes.learn(1, "root", ROOT, self.server)
+        self.table = VnodeTable(PageCache(1 << 20), volumes, mounted, status(DIRECTORY), 100)
         root = self.table.get(ROOT)
         assert root is not None
         self.root = root

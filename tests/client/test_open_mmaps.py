@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 from promisefs_client.open_mmaps import SETTLED_S, OpenFile, OpenMmaps
-from promisefs_client.servers import Server, Volume
+from promisefs_client.servers import Server
 from promisefs_client.vnode import Vnode, ino_of
+from promisefs_client.volumes import Volume
 from promisefs_protocol.ids import Fid, Status
 
-ALPHA, BETA = Server("alpha"), Server("beta")
-VOLUMES = {1: Volume(1, "root", Fid(1, 1, 1), ALPHA), 65537: Volume(65537, "other", Fid(65537, 1, 1), BETA)}
+SERVER = Server("alpha")
+VOLUMES = {number: Volume(number, str(number), Fid(number, 1, 1), SERVER) for number in (1, 65537)}
 
 
 def vnode_of(fid: Fid) -> Vnode:
@@ -54,11 +55,11 @@ def test_the_last_munmap_may_race_with_a_new_mapping(file: Vnode) -> None:
     assert list(registry.files(99.0)) == [OpenFile(file, 1, True)]
 
 
-def test_files_of_a_server_those_that_outlive_a_close_first(file: Vnode) -> None:
+def test_files_of_volumes_those_that_outlive_a_close_first(file: Vnode) -> None:
     registry = OpenMmaps()
     mapped, elsewhere = vnode_of(Fid(1, 3, 7)), vnode_of(Fid(65537, 2, 7))
     for handle, vnode in enumerate((file, elsewhere, mapped)):
         registry.opened(vnode, handle)
     registry.flushed(mapped, 2, now=0.0)
-    assert registry.of_server(ALPHA) == [mapped, file]
-    assert registry.of_server(BETA) == [elsewhere]
+    assert registry.of_volumes({VOLUMES[1]}) == [mapped, file]
+    assert registry.of_volumes({VOLUMES[65537]}) == [elsewhere]

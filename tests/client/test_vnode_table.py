@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from promisefs_client.contents import FileContents, PageCache
-from promisefs_client.servers import MAX_REMEMBERED_BREAKS, CallMark, Server, Volume
+from promisefs_client.servers import MAX_REMEMBERED_BREAKS, CallMark, Server
 from promisefs_client.vnode import ROOT_INO, Vnode, ino_of
 from promisefs_client.vnode_table import PROMISE_MARGIN_S, KernelWork, VnodeTable
+from promisefs_client.volumes import Volumes
 from promisefs_protocol.ids import Fid, PromisedStatus, Status
 from promisefs_protocol.messages import Break, Changed
 
@@ -33,7 +34,9 @@ def server() -> Server:
 
 @pytest.fixture
 def table(server: Server) -> VnodeTable:
-    made = VnodeTable(PageCache(1 << 20), Volume(1, "root", ROOT, server), status(DIRECTORY), max_idle=100)
+    volumes = Volumes()
+    mounted = volumes.learn(1, "root", ROOT, server)
+    made = VnodeTable(PageCache(1 << 20), volumes, mounted, status(DIRECTORY), max_idle=100)
     made.names_can_be_dropped = True
     return made
 
@@ -111,6 +114,8 @@ def test_a_reset_voids_promises_of_calls_in_flight(table: VnodeTable) -> None:
     mark = begin_call(table)
     table.reset(table.volumes[1].server)
     assert not table.valid(table.install(promised(FILE, status()), mark), 0.0)
+    assert not table.valid(install(table, promised(FILE, status())), 0.0), "nobody has said where the volume is"
+    table.volumes.learn(1, "root", ROOT, mark.server)
     assert table.valid(install(table, promised(FILE, status())), 0.0)
 
 
@@ -383,7 +388,7 @@ def other(table: VnodeTable) -> Server:
     """Another server, with a volume of its own."""
     made = Server("beta")
     made.lease_until = 1e9
-    table.volumes[ELSEWHERE.volume] = Volume(ELSEWHERE.volume, "other", ELSEWHERE._replace(vnode=1), made)
+    table.volumes.learn(ELSEWHERE.volume, "other", ELSEWHERE._replace(vnode=1), made)
     return made
 
 

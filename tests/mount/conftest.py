@@ -3,6 +3,7 @@
     def test_it(cell):          a fresh directory in a running cell with two mounts; cell.a and cell.b are its views
     def test_it(make_cell):     cells of the test's own, which it may stop, kill and start again:
                                 c = make_cell(mounts=3, server_options=["--lease", "2"], mount_options="timeout=5")
+                                and servers=2 for a cell of two servers
     def test_it(make_network_cell):     the same, server and mounts in network namespaces; skips where there are none
     def test_it(mmap_program):  path of the compiled mmap reader and writer
     @pytest.mark.limit_s(300)   instead of the usual time limit of TEST_LIMIT_S
@@ -76,8 +77,8 @@ class Site:
         self.made += 1
         return self.directory / f"c{self.made}", f"{self.mark}/c{self.made}"
 
-    def new_cell(self) -> Cell:
-        return Cell(*self._next())
+    def new_cell(self, servers: int = 1) -> Cell:
+        return Cell(*self._next(), servers=servers)
 
     def new_network_cell(self, mounts: int) -> NetworkCell:
         return NetworkCell(*self._next(), mounts)
@@ -91,7 +92,8 @@ def _end(cell: Cell) -> list[str]:
     complaints = cell.down()
     complaints += [f"left behind: process {pid} ({processes.command_line(pid)})" for pid in processes.marked(cell.mark)]
     complaints += [f"left behind: mount {mount.mountpoint}" for mount in mounts.fuse_mounts_below(cell.directory)]
-    shutil.rmtree(cell.store, ignore_errors=True)
+    for server in cell.servers:
+        shutil.rmtree(cell.store_of(server.number), ignore_errors=True)
     return complaints
 
 
@@ -153,8 +155,8 @@ def watched(_time_limit: None, request: pytest.FixtureRequest) -> Iterator[list[
 def make_cell(site: Site, watched: list[tuple[Cell, LogWatch]]) -> MakeCell:
     """Return a function that starts cells, which end with the test."""
 
-    def make(mounts: int = 2, server_options: Sequence[str] = (), mount_options: str = "") -> Cell:
-        cell = site.new_cell()
+    def make(mounts: int = 2, servers: int = 1, server_options: Sequence[str] = (), mount_options: str = "") -> Cell:
+        cell = site.new_cell(servers)
         cell.directory.mkdir()
         watched.append((cell, LogWatch(cell)))
         return cell.up(mounts, server_options=server_options, mount_options=mount_options)

@@ -151,7 +151,7 @@ class NetworkCell(Cell):
 
     def __init__(self, directory: Path, mark: str, mount_count: int) -> None:
         super().__init__(directory, mark)
-        self.port = PORT
+        self.servers[0].port = PORT
         self._namespaces: dict[str, Namespace] = {}
         self.links: dict[str, Link] = {}
         try:
@@ -178,8 +178,8 @@ class NetworkCell(Cell):
     def prefix_for(self, name: str) -> Sequence[str]:
         return self._namespaces[name].prefix
 
-    def start_server(self, *options: str) -> None:
-        super().start_server("--insecure", *options)
+    def start_server(self, *options: str, number: int = 0) -> None:
+        super().start_server("--insecure", *options, number=number)
 
     def down(self) -> list[str]:
         for link in self.links.values():

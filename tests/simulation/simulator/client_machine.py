@@ -12,13 +12,16 @@ from promisefs_client.contents import PageCache
 from promisefs_client.filestore import FileStore
 from promisefs_client.fuse_ops import Operations
 from promisefs_client.kernel import KernelCaches
+from promisefs_client.locator import Locator
+from promisefs_client.mount_points import MountPoints
 from promisefs_client.namespace import Namespace
-from promisefs_client.servers import Server, Volume
+from promisefs_client.servers import Server
 from promisefs_client.session import ServerSession
 from promisefs_client.vnode_table import KernelWork, VnodeTable
+from promisefs_client.volumes import Volumes
 from promisefs_client.xattrs import Xattrs
 from promisefs_protocol.address import Address
-from promisefs_protocol.messages import FetchStatus, GetEntryByName
+from promisefs_protocol.messages import FetchStatus
 
 from .kernel_inodes import KernelCore
 from .kernel_names import DentryCacheModel
@@ -127,18 +130,22 @@ class ClientMachine:
         )
         await nursery.start(session.run)
         nursery.start_soon(session.watch_lease)
-        entry, _ = await session.call(GetEntryByName("root"))
-        root, _ = await session.call(FetchStatus(entry.root))
-        table = VnodeTable(self.cache, Volume(entry.volume, entry.name, entry.root, server), root.entry.status, 10_000)
+        volumes = Volumes()
+        locator = Locator([session], volumes)
+        volume = await locator.by_name("root")
+        root, _ = await session.call(FetchStatus(volume.root))
+        table = VnodeTable(self.cache, volumes, volume, root.entry.status, 10_000)
 
         def references(ino: int) -> int:
             vnode = table.by_ino(ino)
             return 0 if vnode is None else vnode.lookups
 
         notifier = _Notifier(self.world)
-        self.cell = cell = Cell({server: session}, table, KernelCaches(notifier, references), nursery, self.now)
+        kernel = KernelCaches(notifier, references)
+        self.cell = cell = Cell({server: session}, locator, table, kernel, nursery, self.now)
         self.files = FileStore(cell, self.cache, self._timeout_s)
-        operations = Operations(cell, self.files, Namespace(cell), Xattrs(cell), lambda: None)
+        names = Namespace(cell)
+        operations = Operations(cell, self.files, names, MountPoints(cell, names), Xattrs(cell), lambda: None)
         self.core = notifier.core = KernelCore(self.world, self.now, operations, nursery)
         self.pages = notifier.pages = PageCacheModel(self.core)
         self.names = DentryCacheModel(self.core, self.pages)
@@ -146,7 +153,7 @@ class ClientMachine:
         cell.kernel.initialised()
         table.names_can_be_dropped = cell.kernel.has_epochs
         nursery.start_soon(cell.renew_promises, server)
-        nursery.start_soon(self.files.store_in_time)
+        nursery.start_soon(self.files.store_in_time, server)
 
     def check_invariants(self) -> None:
         """Assert what must hold between any two steps."""

@@ -251,8 +251,8 @@ class KernelCore:
 def _shorten(value: Any) -> str:
     if isinstance(value, tuple):
         return "(" + ", ".join(_shorten(v) for v in value if not isinstance(v, pyfuse3.RequestContext)) + ")"
-    if isinstance(value, bytes | bytearray | memoryview) and len(value) > 24:
-        return describe_bytes(bytes(value))
+    if isinstance(value, bytes | bytearray | memoryview):
+        return describe_bytes(bytes(value)) if len(value) > 24 else repr(bytes(value))
     if isinstance(value, pyfuse3.EntryAttributes):
         return (
             f"[ino {value.st_ino:x} size {value.st_size} mode {value.st_mode:o} nlink {value.st_nlink}"
