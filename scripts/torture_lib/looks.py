@@ -104,7 +104,7 @@ def is_right(sight: Sight, known: Known) -> bool:
             and sight.exists == expected.exists
             and (not sight.exists or all(seen in (None, right) for seen, right in pairs))
         )
-    # In the middle of a change: each part old or new. A file that is being made is empty, then full of zeros.
+    # In the middle of a change: each byte old or new. A file that is being made is empty, then full of zeros.
     possible = known.possible
     if sight.raced:
         return True
@@ -116,8 +116,17 @@ def is_right(sight: Sight, known: Known) -> bool:
     if not any(state.exists for state in possible):
         return False
     if sight.tail is not None:  # reading: it may end early, see `ended_early`
-        return sight.size is not None and sight.size <= max(sizes) and (sight.size == 0 or sight.head in heads)
-    return sight.head in (None, *heads) and sight.size in (None, *sizes)
+        return sight.size is not None and sight.size <= max(sizes) and (sight.size == 0 or _is_mixed(sight.head, heads))
+    return _is_mixed(sight.head, heads) and sight.size in (None, *sizes)
+
+
+def _is_mixed(version: int | None, versions: set[int]) -> bool:
+    """Whether each byte of the stamp is one of these versions' (or it was not looked at)."""
+    if version is None:
+        return True
+    return all(
+        byte in choice for byte, choice in zip(stamp(version), zip(*map(stamp, versions), strict=True), strict=True)
+    )
 
 
 def ended_early(sight: Sight, known: Known) -> bool:
