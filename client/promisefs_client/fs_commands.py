@@ -28,35 +28,41 @@ class FsCommands:
 
     async def mkmount(self, args: dict[str, Any]) -> None:
         """`path` is to stand for the volume of name `volume`."""
-        with _errors_in_words(args["path"]):
+        with errors_in_words(args["path"]):
             directory, name = await self._place(args["path"])
             await self._mount_points.make(directory, name, args["volume"])
 
     async def lsmount(self, args: dict[str, Any]) -> dict[str, Any]:
         """Return the name of the `volume` that `path` stands for."""
-        with _errors_in_words(args["path"]):
+        with errors_in_words(args["path"]):
             directory, name = await self._place(args["path"])
             mount_point = await self._mount_points.find(directory, name)
             return {"volume": await self._mount_points.target(mount_point)}
 
     async def rmmount(self, args: dict[str, Any]) -> None:
         """`path` is to stand for nothing any more."""
-        with _errors_in_words(args["path"]):
+        with errors_in_words(args["path"]):
             directory, name = await self._place(args["path"])
             await self._mount_points.remove(directory, name)
 
     async def _place(self, path: str) -> tuple[Vnode, bytes]:
         """The directory that the path's last name is in, and that name."""
-        names = [os.fsencode(name) for name in path.split("/") if name]
+        names = names_in(path)
         if not names:
             raise UserError("the mount's own root is no mount point")
-        if any(len(name) > MAX_NAME_BYTES or name in (b".", b"..") or b"\0" in name for name in names):
-            raise UserError(f"{path!r} cannot be the path of a mount point")
         return await self._mount_points.directory_at(names[:-1]), names[-1]
 
 
+def names_in(path: str) -> list[bytes]:
+    """The names in a path from the mount's root. Raise UserError."""
+    names = [os.fsencode(name) for name in path.split("/") if name]
+    if any(len(name) > MAX_NAME_BYTES or name in (b".", b"..") or b"\0" in name for name in names):
+        raise UserError(f"{path!r} is not a path that can be in a mount")
+    return names
+
+
 @contextmanager
-def _errors_in_words(path: str) -> Iterator[None]:
+def errors_in_words(path: str) -> Iterator[None]:
     try:
         yield
     except (Aborted, FsError) as error:

@@ -25,6 +25,7 @@ from .control import ControlServer
 from .errors import ExitCode, UserError
 from .filestore import FileStore
 from .fs_commands import FsCommands
+from .fs_examine import Examination
 from .fuse_ops import Operations
 from .kernel import KernelCaches
 from .main_loop import fuse_descriptor, serve_kernel, widen_queue
@@ -172,6 +173,7 @@ class Mount:
         control.commands["status"] = self._report
         control.commands["mmaps"] = self._mmaps
         control.commands.update(FsCommands(mount_points).commands)
+        control.commands.update(Examination(cell, mount_points).commands)
         try:
             self._connections.attach(cell)
             nursery.start_soon(control.serve)

@@ -104,18 +104,25 @@ class MountPoints:
             raise FsError(errno.EINVAL)
         return vnode
 
-    async def directory_at(self, names: list[bytes]) -> Vnode:
-        """The directory that a path below the mount's root leads to, mount points followed and symlinks not.
+    async def vnode_at(self, names: list[bytes]) -> Vnode:
+        """What a path below the mount's root leads to, mount points followed and symlinks not.
 
         Raise Aborted(NOENT, NOTDIR), and what `root_behind` does.
         """
         vnode = self._table.get(self._table.root_fid)
         assert vnode is not None, "the kernel refers to it"
         for name in names:
+            if not vnode.status.is_dir:
+                raise Aborted(AbortCode.NOTDIR)
             found = await self._names.lookup(vnode, name)
             if found is None:
                 raise Aborted(AbortCode.NOENT)
             vnode = await self.root_behind(vnode, found) if found.status.is_mount_point else found
-            if not vnode.status.is_dir:
-                raise Aborted(AbortCode.NOTDIR)
+        return vnode
+
+    async def directory_at(self, names: list[bytes]) -> Vnode:
+        """The same, of a directory."""
+        vnode = await self.vnode_at(names)
+        if not vnode.status.is_dir:
+            raise Aborted(AbortCode.NOTDIR)
         return vnode

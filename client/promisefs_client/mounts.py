@@ -20,6 +20,8 @@ class MountEntry(NamedTuple):
     parent_id: int
     device: str
     """major:minor, by which a mount is known wherever it is moved; used again once the mount has ended."""
+    root: str
+    """Which directory of the file system is mounted: "/", or another one for a bind mount."""
     mountpoint: str
     kind: str
     source: str
@@ -33,12 +35,21 @@ def _read_mountinfo(pid: int | str) -> list[MountEntry]:
     with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             mount, _, filesystem = line.rstrip("\n").partition(" - ")
-            mount_id, parent_id, device, _, mountpoint = mount.split(" ")[:5]
+            mount_id, parent_id, device, root, mountpoint = mount.split(" ")[:5]
             kind, source, options = filesystem.split(" ", 2)
             owner = re.search(r"(?:^|,)user_id=(\d+)", options)
             uid = int(owner[1]) if owner else 0
             entries.append(
-                MountEntry(int(mount_id), int(parent_id), device, _unescape(mountpoint), kind, _unescape(source), uid)
+                MountEntry(
+                    int(mount_id),
+                    int(parent_id),
+                    device,
+                    _unescape(root),
+                    _unescape(mountpoint),
+                    kind,
+                    _unescape(source),
+                    uid,
+                )
             )
     return entries
 

@@ -39,6 +39,11 @@ def test_every_mount_of_ours() -> None:
     ]
 
 
+def test_which_directory_is_mounted() -> None:
+    assert mounts.find_mount("/mnt/bound").root == "/dir"
+    assert mounts.find_mount("/mnt/two").root == "/"
+
+
 def test_the_uppermost_counts_not_the_last() -> None:
     assert mounts.find_mount("/mnt/two").device == "0:53"
     assert mounts.find_mount("/mnt/a b\\c").owner == 1000
