@@ -68,7 +68,7 @@ def _path_of(table: VnodeTable, directory: Vnode) -> bytes:
     names: list[bytes] = []
     while directory.fid != table.root_fid:
         parent = None if directory.parent is None else table.get(directory.parent)
-        name = None if parent is None else _name_in(parent, directory.fid)
+        name = None if parent is None else _name_in(table, parent, directory)
         if parent is None or name is None or len(names) == MAX_DEPTH:
             names.append(b"?")
             break
@@ -79,6 +79,20 @@ def _path_of(table: VnodeTable, directory: Vnode) -> bytes:
     return b"/".join(reversed(names))
 
 
-def _name_in(parent: Vnode, fid: Fid) -> bytes | None:
+def _name_in(table: VnodeTable, parent: Vnode, directory: Vnode) -> bytes | None:
     entries = {} if parent.names is None else parent.names.entries
-    return next((name for name, entry in entries.items() if entry == fid), None)
+    for name, fid in entries.items():
+        if fid == directory.fid or (fid is not None and _stands_for(table.get(fid), directory)):
+            return name
+    return None
+
+
+def _stands_for(vnode: Vnode | None, directory: Vnode) -> bool:
+    """Whether it is a mount point of the volume whose root that directory is."""
+    volume = directory.volume
+    return (
+        vnode is not None
+        and vnode.status.is_mount_point
+        and directory.fid == volume.root
+        and vnode.target == volume.name.encode()
+    )

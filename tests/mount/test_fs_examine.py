@@ -66,6 +66,11 @@ def test_where_files_are(make_cell: MakeCell) -> None:
     assert "missing" in complaint
     assert "No such file" in complaint
 
+    with (root / "atlas/g").open("rb"), (root / "here/f").open("rb"):
+        command = [PROMISEFS, "status", "--mmaps", "--json", root]
+        files = json.loads(subprocess.run(command, capture_output=True, timeout=60, check=True).stdout)["files"]
+        assert sorted(file["path"] for file in files) == ["/atlas/g", "/here/f"]
+
     # What is known of the one server needs not the other.
     cell.stop_server(number=1, kill=True)
     assert fs("whereis", root / "here/f").returncode == 0
