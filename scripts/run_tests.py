@@ -24,22 +24,24 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 LIMIT_S = 900.0
 """For all steps together. They should need far less than 600 s on two cores."""
+WORKERS = 4
+"""Test files run at a time. Most of their time they wait: for leases, time limits, processes that start and end."""
 _GRACE_S = 10.0
 _LAST_WORDS_S = 30.0
 """For a step that is interrupted: pytest ends its cells, then says what failed until then."""
 
 
 def steps(pytest_arguments: list[str]) -> list[tuple[str, list[str]]]:
-    pytest = ("pytest", [sys.executable, "-m", "pytest", *pytest_arguments])
+    pytest = [sys.executable, "-m", "pytest"]
     if pytest_arguments:
-        return [pytest]
+        return [("pytest", [*pytest, *pytest_arguments])]
     return [
         ("ruff check", [f"{BIN}/ruff", "check", "."]),
         ("ruff format", [f"{BIN}/ruff", "format", "--check", "."]),
         ("mypy", [f"{BIN}/mypy"]),
         ("mypy scripts", [f"{BIN}/mypy", "scripts"]),
         ("layers", [f"{BIN}/lint-imports"]),
-        pytest,
+        ("pytest", [*pytest, "-n", str(WORKERS), "--dist", "loadfile"]),
     ]
 
 
