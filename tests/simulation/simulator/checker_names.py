@@ -79,8 +79,7 @@ class NamesChecker:
                 self._change(old, call, 0, end)
                 self._change(new, call, call.ino or SOMETHING, end)
             case "chmod", (_, mode):
-                if call.ino:
-                    self._modes[call.ino].append(Change(call, mode, call.begin, end))
+                self._modes[call.ino].append(Change(call, mode, call.begin, end))
 
     def _change(self, path: Path, call: Call, value: int, end: float) -> None:
         self._changes[path].append(Change(call, value, call.begin, end))
@@ -126,7 +125,8 @@ class NamesChecker:
         yield from _regular(f"name {b'/'.join(path).decode()}", call, changes, fits)
 
     def _mode(self, call: Call) -> Iterator[str]:
-        changes = [Change(None, 0o644, -1.0, -1.0), *self._modes[call.ino]]
+        # 0: those that failed, perhaps after they had found their file.
+        changes = [Change(None, 0o644, -1.0, -1.0), *self._modes[call.ino], *self._modes[0]]
         _, mode = call.result
         yield from _regular("mode", call, changes, lambda value: value == mode)
 

@@ -1,0 +1,304 @@
+"""Rules of promisefs, each switched off by itself: the simulation must find every one within so many histories.
+
+A mutant that survives is a hole in the checker, or in the model. Names of the rules' places are in the patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import trio
+from promisefs_client.callbacks import CallbackService
+from promisefs_client.contents import FileContents
+from promisefs_client.dirty import DirtyBytes
+from promisefs_client.filestore import FileStore
+from promisefs_client.kernel import KernelCaches
+from promisefs_client.listings import ListingsInFlight
+from promisefs_client.namespace import Namespace
+from promisefs_client.servers import Server
+from promisefs_client.session import ServerSession
+from promisefs_client.vnode_table import KernelWork, VnodeTable
+from promisefs_client.whole_pages import Twins
+from promisefs_protocol.transport import Peer
+from promisefs_server.breaker import Breaker, Contact
+from promisefs_server.datafiles import DataFile
+from promisefs_server.hosts import Host
+from promisefs_server.replies import Replies
+from promisefs_server.vnodes import VnodeTable as ServerVnodes
+
+Patches = Callable[[], Sequence[AbstractContextManager[Any]]]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    rule: str
+    """What is not done."""
+    histories: int
+    """So many must be enough to find it."""
+    profile: str | None
+    patches: Patches
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The rule is off within the block, in this process."""
+        with ExitStack() as stack:
+            for each in self.patches():
+                stack.enter_context(each)
+            yield
+
+
+MUTANTS: list[Mutant] = []
+
+
+def mutant(name: str, rule: str, histories: int, profile: str | None = None) -> Callable[[Patches], Patches]:
+    def register(patches: Patches) -> Patches:
+        MUTANTS.append(Mutant(name, rule, histories, profile, patches))
+        return patches
+
+    return register
+
+
+# Breaks and promises
+
+
+@mutant("ack-before-drop", "a break is acknowledged only when the kernel has dropped what it names", 200)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    async def bounded(self: CallbackService, work: Any) -> None:
+        assert self.cell is not None
+        self.cell.start(work)
+
+    return [patch.object(CallbackService, "_bounded", bounded)]
+
+
+@mutant("kernel-keeps-pages", "a break of data has the kernel drop the pages", 100)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = VnodeTable.break_promises
+
+    def break_promises(self: VnodeTable, *args: Any) -> Any:
+        work, still_open = original(self, *args)
+        return [item._replace(pages=False) for item in work], still_open
+
+    return [patch.object(VnodeTable, "break_promises", break_promises)]
+
+
+@mutant("kernel-keeps-names", "a break of a directory has the kernel look every name up again", 100, "names")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    async def drop_names(self: KernelCaches, directories: set[int]) -> None:
+        return
+
+    return [patch.object(KernelCaches, "_drop_names_by_epoch", drop_names)]
+
+
+@mutant("promise-though-broken", "a promise is not installed if a break came while its reply was under way", 300)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(Server, "still_promises", lambda self, fid, mark: True)]
+
+
+@mutant("old-statuses", "a status older than the one that is known is dropped", 1000)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(VnodeTable, "_is_newer", staticmethod(lambda known, new: True))]
+
+
+@mutant("no-wait-for-acknowledgements", "a mutation is answered when all have acknowledged its breaks", 100)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = Breaker.begin
+
+    def begin(self: Breaker, *args: Any) -> list[trio.Event]:
+        original(self, *args)
+        return []
+
+    return [patch.object(Breaker, "begin", begin)]
+
+
+@mutant("second-break-not-sent", "a host that owes an acknowledgement for a fid gets further breaks of it (W2)", 2000)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(Contact, "has_outstanding", lambda self, fid: False)]
+
+
+@mutant("lookup-race-not-retried", "an inode that the kernel does not know yet is invalidated when it does", 1000)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    async def invalidate(self: KernelCaches, items: Sequence[KernelWork]) -> None:
+        if items:
+            await self._notifier.invalidate(items)
+
+    return [patch.object(KernelCaches, "_invalidate", invalidate)]
+
+
+@mutant("no-second-epoch", "a READDIRPLUS reply that the epoch overtook costs another epoch", 2000, "names")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(ListingsInFlight, "overtake", lambda self, inodes: set())]
+
+
+# Leases and restarts
+
+
+@mutant("no-wait-for-lease", "what a host did not acknowledge is waited for until its lease ends", 1000)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    async def end_doubt(contact: Contact, doubt: trio.Event, lost: Any) -> None:
+        doubt.set()
+        if contact.doubt is doubt:
+            contact.doubt = None
+        for batch in lost:
+            batch.settled.set()
+
+    return [patch.object(Breaker, "_end_doubt", staticmethod(end_doubt))]
+
+
+@mutant("no-grace-period", "after an unclean restart mutations wait for hosts that may use old promises", 3000)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(Host, "in_doubt", lambda self, now_s: False)]
+
+
+@mutant("lease-from-reply", "a client counts its lease from when it sent the request", 3000)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = ServerSession._extend_lease
+
+    def extend(self: ServerSession, sent_at: float, lease_s: float) -> None:
+        original(self, self._now(), lease_s)
+
+    return [patch.object(ServerSession, "_extend_lease", extend), patch("promisefs_client.session.TRUSTED_SHARE", 1.0)]
+
+
+@mutant("lease-ignored", "without a lease no promise is worth anything", 500)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    async def watch(self: ServerSession) -> None:
+        await trio.sleep_forever()
+
+    return [
+        patch.object(VnodeTable, "valid", lambda self, vnode, now: vnode.promise_until > now),
+        patch.object(ServerSession, "watch_lease", watch),
+    ]
+
+
+@mutant("reset-forgets-nothing", "InitCallBackState3 and a lost lease take every promise", 500)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(VnodeTable, "reset", lambda self, server: ([], []))]
+
+
+@mutant("late-calls-go-on", "a HELLO is answered when nothing of the connection it replaces goes on any more", 5000)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    async def at_once(self: Peer) -> None:
+        await trio.lowlevel.checkpoint()
+
+    return [patch("promisefs_server.sessions.Peer.wait_closed", at_once)]
+
+
+# Contents
+
+
+@mutant("fill-after-break", "bytes whose fetch began before a break, a truncation or a store are not taken in", 1000)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = FileContents.fill
+
+    def fill(self: FileContents, index: int, data: Any, epoch: int, version: Any) -> bool:
+        return self.version is not None and original(self, index, data, self.fill_epoch, self.version)
+
+    async def fetch(self: FileStore, vnode: Any, contents: FileContents, run: range, event: trio.Event) -> None:
+        from promisefs_protocol.messages import FetchData
+
+        state = self._state(vnode)
+        size = 131072
+        try:
+            async with self._cell.ask(FetchData(vnode.fid, run.start * size, len(run) * size)) as answer:
+                self._cell.table.install(answer.reply.entry, answer.mark)
+                contents.fill(run.start, answer.bulk or b"", 0, None)  # type: ignore[arg-type]
+        finally:
+            for index in run:
+                del state.fetching[index]
+            event.set()
+
+    return [patch.object(FileContents, "fill", fill), patch.object(FileStore, "_fetch_and_fill", fetch)]
+
+
+@mutant("clean-before-stored", "bytes on their way to the server count as dirty until it has them", 300)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(FileContents, "is_dirty", property(lambda self: self._dirty.size_bytes > 0))]
+
+
+@mutant("failed-store-dropped", "bytes of a store that failed are dirty again", 2000)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(DirtyBytes, "write_under", lambda self, offset, data: None)]
+
+
+@mutant("no-twins", "of a page that the kernel writes back for a break only what differs from its twin is dirty", 500)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(Twins, "keep", lambda self, index, data: None)]
+
+
+@mutant("close-stores-nothing", "close stores what is dirty", 100, "contents")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = FileStore.store
+
+    async def store(self: FileStore, vnode: Any, *, sync: bool) -> None:
+        if sync:
+            await original(self, vnode, sync=True)
+
+    return [patch.object(FileStore, "store", store)]
+
+
+@mutant("new-status-too-early", "while bytes are being written readers are told the old status", 1000)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(ServerVnodes, "shown", lambda self, vnode: vnode)]
+
+
+@mutant("garbage-shown", "what a data file has beyond the size is cut before the size goes over it", 1000, "contents")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(DataFile, "cut", lambda self, size: None)]
+
+
+# Names
+
+
+@mutant(
+    "names-edited-blindly", "own changes edit a directory's names only if the version is the next one", 1000, "names"
+)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = VnodeTable.own_change
+
+    def own_change(self: VnodeTable, entry: Any, mark: Any, changes: Any) -> Any:
+        directory = self._by_fid.get(entry.fid)
+        if directory is not None and directory.names is not None:
+            version = entry.status.version
+            directory.names.version = (version[0], version[1] - 1)
+        return original(self, entry, mark, changes)
+
+    return [patch.object(VnodeTable, "own_change", own_change)]
+
+
+@mutant("not-exactly-once", "the reply to a change of names is given again when the call is repeated", 3000)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    def save(self: Replies, *args: Any) -> None:
+        return
+
+    return [
+        patch.object(Replies, "find", lambda self, host, operation, method: None),
+        patch.object(Replies, "save", save),
+    ]
+
+
+@mutant("orphans-not-held", "a file that loses its last name is kept for hosts that may have it open", 300, "orphans")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(Breaker, "may_have_open", lambda self, fid, caller: set())]
+
+
+@mutant("open-files-not-reported", "a break of a deleted file is acknowledged with what is open here", 300, "orphans")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = VnodeTable.break_promises
+
+    def break_promises(self: VnodeTable, *args: Any) -> Any:
+        return original(self, *args)[0], []
+
+    return [patch.object(VnodeTable, "break_promises", break_promises)]
+
+
+@mutant("open-during-removal", "an open waits for a removal that took the file for not open", 3000, "orphans")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    async def settled(self: Namespace, vnode: Any) -> None:
+        return
+
+    return [patch.object(Namespace, "settled", settled)]
