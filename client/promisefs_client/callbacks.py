@@ -17,15 +17,14 @@ from promisefs_protocol.messages import (
     CallBack,
     CallBackReply,
     Empty,
-    FetchData,
     InitCallBackState3,
     Probe,
 )
 from promisefs_protocol.transport import Reply
 
 from .cell import Cell
+from .growth import show_end
 from .servers import Server
-from .session import ServerUnavailable
 from .vnode_table import KernelWork
 
 log = logging.getLogger(__name__)
@@ -64,53 +63,33 @@ class CallbackService:
         self.breaks += len(request.breaks)
         work, still_open = cell.table.break_promises(self.server, request.breaks)
         if work:
-            await self._bounded(lambda: self._drop_and_grow(cell, work))
+            await self._bounded(lambda: self._drop_and_renew(cell, work))
         return CallBackReply(tuple(still_open))
 
-    async def _drop_and_grow(self, cell: Cell, work: list[KernelWork]) -> None:
+    async def _drop_and_renew(self, cell: Cell, work: list[KernelWork]) -> None:
         await cell.drop(work)
         for item in work:
-            if item.grown_to:
-                await self._grow(cell, item)
-        await self._renew(cell, [item for item in work if item.renew])
+            if item.grown_to and (vnode := cell.table.by_ino(item.ino)) is not None:
+                await show_end(cell, vnode, item.grown_to)
+        await self._renew(cell, work)
 
-    async def _renew(self, cell: Cell, kept: list[KernelWork]) -> None:
-        """Get a promise again for files whose pages stay: a mapping would not ask, and nobody would tell it.
+    @staticmethod
+    async def _renew(cell: Cell, work: list[KernelWork]) -> None:
+        """Get a promise again for open files: a mapping would not ask, and nobody would tell it of a change.
 
         The server sends further breaks to a host that has not acknowledged yet, so none falls in between.
         """
-        vnodes = [vnode for item in kept if (vnode := cell.table.by_ino(item.ino)) is not None and vnode.opens]
+        found = [cell.table.by_ino(item.ino) for item in work if item.renew]
+        vnodes = [vnode for vnode in found if vnode is not None and vnode.opens and not cell.valid(vnode)]
         if vnodes:
             await cell.revalidate(vnodes)
             unpromised = [vnode for vnode in vnodes if not cell.valid(vnode)]
             await cell.drop([KernelWork(vnode.ino, True, False, 0) for vnode in unpromised])
-        for item in kept:
-            vnode = cell.table.by_ino(item.ino)
-            if vnode is not None and vnode.contents is not None:
+            for vnode in vnodes:
+                await show_end(cell, vnode)
+        for item in work:
+            if item.twins and (vnode := cell.table.by_ino(item.ino)) is not None and vnode.contents is not None:
                 vnode.contents.forget_twins(item.twins)
-
-    async def _grow(self, cell: Cell, item: KernelWork) -> None:
-        """Show the kernel the new last byte: a mapping may reach there already."""
-        vnode = cell.table.by_ino(item.ino)
-        if vnode is None or not vnode.opens:
-            return
-        try:
-            async with cell.ask(FetchData(vnode.fid, item.grown_to - 1, 1)) as answer:
-                cell.table.install(answer.reply.entry, answer.mark)
-                byte = answer.bulk
-        except (Aborted, ServerUnavailable) as error:
-            log.info("%s grew, but its new end cannot be fetched: %s", vnode.fid, error)
-            return
-        cell.drop_stale_later()
-        if not byte or vnode.size < item.grown_to or (vnode.contents and vnode.contents.is_dirty_at(item.grown_to - 1)):
-            return  # cut again, or written here: then the kernel reaches there by itself
-        vnode.told_size = max(vnode.told_size, item.grown_to)
-        vnode.shown_at = item.grown_to - 1
-        if vnode.contents is not None:
-            vnode.contents.given(vnode.shown_at, byte)
-        await cell.kernel.store_byte(item.ino, item.grown_to - 1, byte)
-        if vnode.size < item.grown_to or not cell.valid(vnode):
-            await cell.drop([KernelWork(vnode.ino, True, False, 0)])  # changed before the kernel took it in
 
     async def reset(self) -> None:
         """Nothing of the server's is served until it is validated: open files first, they may be mapped."""
@@ -121,6 +100,7 @@ class CallbackService:
         if cell.kernel.has_epochs:
             cell.kernel.drop_every_name()  # so everything that is reached by a path is asked for again
         await self._bounded(lambda: self._drop_in_order(cell, urgent, rest))
+        cell.start(self._renew, cell, urgent)
 
     @staticmethod
     async def _drop_in_order(cell: Cell, urgent: list[KernelWork], rest: list[KernelWork]) -> None:

@@ -26,6 +26,7 @@ from .attributes import attributes_of, dot_attributes, no_such_name
 from .cell import Cell
 from .errors import FsError
 from .filestore import FileStore
+from .growth import show_end
 from .mount_points import MountPoints
 from .namespace import Namespace, Owner
 from .readahead import Readahead
@@ -254,6 +255,7 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         vnode = self._vnode(inode)
         await self._cell.validate(vnode)
+        await show_end(self._cell, vnode)
         return self._attributes(vnode)
 
     @_handler
@@ -319,6 +321,8 @@ class Operations(pyfuse3.Operations):
             if flags & os.O_TRUNC:
                 await self._files.truncate(vnode, StoreStatus(vnode.fid, None, None, None, 0, None, None))
                 vnode.told_size = 0
+            if flags & os.O_ACCMODE != os.O_WRONLY:
+                await show_end(self._cell, vnode)
         except BaseException:
             self._cell.close_handle(vnode)
             raise

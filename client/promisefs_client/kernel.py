@@ -60,6 +60,8 @@ class KernelCaches:
         self._notifier = notifier
         self._references = references
         self.has_epochs = False
+        self._storing: dict[int, trio.Event] = {}
+        """Inodes that a byte is being put into; what drops their pages waits."""
         self.listings = ListingsInFlight(notifier.increment_epoch)
 
     def initialised(self) -> None:
@@ -109,7 +111,14 @@ class KernelCaches:
 
         Without it a mapping that was there before the file grew still gets SIGBUS behind the old end.
         """
-        await self._notifier.store(ino, offset, byte)
+        while (event := self._storing.get(ino)) is not None:
+            await event.wait()
+        done = self._storing[ino] = trio.Event()
+        try:
+            await self._notifier.store(ino, offset, byte)
+        finally:
+            del self._storing[ino]
+            done.set()
 
     async def _invalidate(self, items: Sequence[KernelWork]) -> None:
         """Invalidate inodes; those that the kernel has yet to learn of, as soon as it has."""
@@ -117,6 +126,9 @@ class KernelCaches:
         for _ in range(LOOKUP_TRIES):
             if not items:
                 return
+            for item in items:
+                while item.pages and (event := self._storing.get(item.ino)) is not None:
+                    await event.wait()
             unknown = await self._notifier.invalidate(items)
             items = [item for item in unknown if self._references(item.ino)]
             if items:

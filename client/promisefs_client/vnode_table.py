@@ -58,8 +58,8 @@ class KernelWork(NamedTuple):
     pages: bool
     names: bool
     grown_to: int  # the new size if the file grew and may be mapped, else 0
-    renew: bool = False  # pages stay that may be mapped: they need a promise again before the break is acknowledged
-    twins: int = 0  # of `FileContents.keep_twins`, until they have it
+    renew: bool = False  # open, so it may be mapped: it needs a promise again before the break is acknowledged
+    twins: int = 0  # of `FileContents.keep_twins`, where the pages stay, until they have it
 
 
 class VnodeTable:
@@ -248,8 +248,9 @@ class VnodeTable:
                     vnode.own_versions.clear()
                     vnode.contents.drop_clean(keep_twins=pages and vnode.lookups > 0)
             if vnode.lookups:
-                renew = vnode.kernel_pages and vnode.opens > 0 and not pages
-                twins = vnode.contents.keep_twins() if renew and vnode.contents is not None else 0
+                renew = vnode.kernel_pages and vnode.opens > 0
+                stays = renew and not pages
+                twins = vnode.contents.keep_twins() if stays and vnode.contents is not None else 0
                 work.append(KernelWork(vnode.ino, pages, names, grown_to, renew, twins))
         return work, still_open
 
@@ -299,7 +300,7 @@ class VnodeTable:
     def _drop_of_open(vnode: Vnode) -> KernelWork:
         if vnode.kernel_pages and vnode.contents is not None:
             vnode.contents.keep_twins()
-        return KernelWork(vnode.ino, vnode.kernel_pages, vnode.status.is_dir, 0)
+        return KernelWork(vnode.ino, vnode.kernel_pages, vnode.status.is_dir, 0, vnode.kernel_pages)
 
     def begin_create(self) -> None:
         """A file is being created here, to be opened at once; `end_create` follows."""

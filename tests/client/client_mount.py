@@ -177,6 +177,7 @@ class ClientMount:
         assert vnode is not None
         vnode = self.table.add_open(self.table.add_lookup(vnode))
         vnode.kernel_pages = True
+        vnode.told_size = vnode.size
         return vnode
 
     async def open_handle(self, vnode: Vnode, flags: int) -> int:

@@ -205,6 +205,43 @@ async def test_growth_elsewhere_is_shown_to_a_mapping_that_may_reach_there(world
     assert mount.kernel.bytes_shown == [(vnode.ino, 4, b"e")]
 
 
+async def test_growth_is_shown_also_after_a_change_that_was_none(world: World, mount: ClientMount) -> None:
+    """A break takes the promise. Without one nobody would tell of what comes next: so it is renewed at once."""
+    other, fid = await new_file(world, b"abc")
+    vnode = await mount.open(b"file")
+    await mount.read(vnode)
+    await other.store(fid, b"x", 0)
+    await other.store(fid, b"de", 3)
+    assert mount.kernel.bytes_shown == [(vnode.ino, 4, b"e")]
+
+
+async def test_growth_from_before_a_file_was_opened_is_shown_when_it_is(world: World, mount: ClientMount) -> None:
+    """The kernel keeps the size that it knew; attributes that it asks for may be overtaken by an invalidation."""
+    other, fid = await new_file(world, b"abc")
+    vnode = await mount.names.lookup(mount.root, b"file")
+    assert vnode is not None
+    vnode = mount.table.add_lookup(vnode)
+    vnode.told_size = 3
+    await other.store(fid, b"de", 3)
+    await mount.open_handle(vnode, os.O_RDONLY)
+    assert mount.kernel.bytes_shown == [(vnode.ino, 4, b"e")]
+
+
+async def test_a_break_waits_until_the_kernel_has_taken_a_shown_byte_in(world: World, mount: ClientMount) -> None:
+    """Else it would drop the pages first, and the byte would come after."""
+    other, fid = await new_file(world, b"abc")
+    vnode = await mount.open(b"file")
+    mount.kernel.stores_end = trio.Event()
+    async with in_background(other.store(fid, b"de", 3)):
+        mount.kernel.dropped.clear()
+        async with in_background(other.store(fid, b"x", 4)):
+            assert mount.kernel.bytes_shown == [(vnode.ino, 4, b"e")]
+            assert mount.drops_of_pages(vnode) == 0
+            mount.kernel.stores_end.set()
+            await settled()
+            assert mount.drops_of_pages(vnode) == 1
+
+
 @pytest.mark.parametrize("event", ["written here", "cut here"])
 async def test_nothing_is_shown_over_what_happened_while_the_new_end_was_fetched(
     world: World, mount: ClientMount, event: str
@@ -220,7 +257,7 @@ async def test_nothing_is_shown_over_what_happened_while_the_new_end_was_fetched
             await mount.files.truncate(vnode, size_to(fid, 2))
         gate.set()
         await settled()
-    assert mount.kernel.bytes_shown == []
+    assert mount.kernel.bytes_shown == ([(vnode.ino, 4, b"X")] if event == "written here" else [])
 
 
 async def test_a_truncation_that_the_shown_byte_overtook_is_told_to_the_kernel_again(

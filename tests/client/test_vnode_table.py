@@ -315,11 +315,11 @@ def test_inode_numbers_follow_from_fids(table: VnodeTable) -> None:
     assert root is not None and root.ino == ROOT_INO
 
 
-def test_pages_that_may_be_mapped_need_a_promise_again_after_a_break_of_the_status(table: VnodeTable) -> None:
+def test_a_file_that_may_be_mapped_needs_a_promise_again_after_a_break(table: VnodeTable) -> None:
     vnode = table.add_open(table.add_lookup(install(table, promised(FILE, status()))))
     vnode.kernel_pages = True
     assert [w.renew for w in break_promises(table, Break(FILE, Changed.STATUS, 1, 0))[0]] == [True]
-    assert [w.renew for w in break_promises(table, break_data(FILE))[0]] == [False]
+    assert [w.renew for w in break_promises(table, break_data(FILE))[0]] == [True]
     table.drop_open(vnode)
     assert [w.renew for w in break_promises(table, Break(FILE, Changed.STATUS, 1, 0))[0]] == [False]
 

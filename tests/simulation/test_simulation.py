@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from mutants import MUTANTS, Mutant
 from simulator.plan import make_plan
 from simulator.run import run_history
+
+QUICK = [mutant for mutant in MUTANTS if mutant.histories <= 100]
 
 TIMELINES = """
 import hashlib
@@ -35,9 +38,16 @@ def test_one_seed_is_one_schedule_in_every_process() -> None:
     assert timelines("2") == first
 
 
-@pytest.mark.parametrize("profile", ["contents", "names", "orphans"])
+@pytest.mark.parametrize("profile", ["contents", "names", "orphans", "appends"])
 @pytest.mark.parametrize("faults", [False, True])
 def test_histories_keep_the_guarantees(profile: str, faults: bool) -> None:
     for seed in range(30):
         outcome = run_history(make_plan(seed, profile=profile, faults=faults))
         assert not outcome.failed, f"seed {seed}: {outcome.problems}\n{outcome.timeline}"
+
+
+@pytest.mark.parametrize("mutant", QUICK, ids=lambda mutant: mutant.name)
+def test_a_rule_that_is_switched_off_is_missed(mutant: Mutant) -> None:
+    """A sample; `scripts/simulate --mutants` takes them all."""
+    with mutant.active():
+        assert any(run_history(make_plan(seed, profile=mutant.profile)).failed for seed in range(mutant.histories))

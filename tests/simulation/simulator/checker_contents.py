@@ -97,8 +97,10 @@ class ContentsChecker:
             case "truncate", (int() as size,):
                 end = call.end if call.succeeded else NEVER
                 self._add(call, size, INFINITY, 0, end, end)
-            case "reopen", (_, int() as flags) if flags & os.O_TRUNC and call.ino:
-                self._add(call, 0, INFINITY, 0, call.end, call.end)
+            case "reopen", (_, int() as flags) if flags & os.O_TRUNC:
+                # If it failed it may have cut whatever file it found.
+                end = call.end if call.succeeded else NEVER
+                self._add(call, 0, INFINITY, 0, end, end)
 
     def _collect_store(self, call: Call, syncs: dict[tuple[str, int], list[Call]]) -> None:
         offset, length, value = call.args
@@ -115,10 +117,13 @@ class ContentsChecker:
         update = Update(call, call.client, start, stop, value, call.begin, end, confirmed, grows)
         self._updates[call.ino].append(update)
 
+    def _updates_before_end(self, call: Call) -> list[Update]:
+        return [u for ino in (call.ino, 0) for u in self._updates[ino] if u.begin < call.end]
+
     # Bytes
 
     def _check_read(self, call: Call) -> Iterator[str]:
-        updates = [u for u in self._updates[call.ino] if u.begin < call.end]
+        updates = self._updates_before_end(call)
         initial = Update(None, "", 0, INFINITY, 0, -1.0, -1.0, -1.0)
         candidates = [initial, *updates]
         visible = [u for u in updates if u.visible_to(call)]
@@ -146,7 +151,7 @@ class ContentsChecker:
     def _size_range(self, call: Call) -> tuple[int, int]:
         """The smallest and the largest size that the file can have as the call sees it."""
         initial = Update(None, "", self._sizes.get(call.ino, 0), INFINITY, 0, -1.0, -1.0, -1.0)
-        every = [initial, *(u for u in self._updates[call.ino] if u.begin < call.end and u.grows)]
+        every = [initial, *(u for u in self._updates_before_end(call) if u.grows)]
         cuts = [u for u in every if u.cuts]
         lowest = highest = 0
         for update in every:

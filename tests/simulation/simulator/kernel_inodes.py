@@ -98,6 +98,8 @@ class Inode:
         self.attr_version = 0
         self.size_unstable = False
         """A write or truncation is under way: sizes from replies are not taken."""
+        self.no_writeback = False
+        """A truncation is under way: pages to be written back wait, and are then cut to the new size."""
         self.lock = SharedLock()
         self.pages: dict[int, Page] = {}
         self.pages_changed = trio.Event()
@@ -171,10 +173,15 @@ class KernelCore:
         self.cut_pages: Callable[[Inode, int], Awaitable[None]]
         """Drop pages beyond a size; set by the page cache."""
         self.trace: Callable[[str], None] | None = None
+        self._queue = trio.Lock()
 
     async def request(self, handler: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        """One request: it waits to be read, is served, and its reply waits to be looked at. Raise OSError."""
-        await self.world.pause()
+        """One request: it waits to be read, is served, and its reply waits to be looked at. Raise OSError.
+
+        Requests are read in the order in which they were made; how long each is served is another matter.
+        """
+        async with self._queue:
+            await self.world.pause()
         if self.trace is not None:
             self.trace(f"{handler.__name__}{_shorten(args)} ...")
         try:

@@ -215,8 +215,7 @@ class DentryCacheModel:
             async with inode.lock.holding():
                 if resizes:
                     # fuse_set_nowrite: no page is in writeback while the size changes.
-                    while any(page.writeback for page in inode.pages.values()):
-                        await inode.pages_changed.wait()
+                    await self._pages.stop_writeback(inode)
                     inode.size_unstable = True
                 try:
                     entry = await self._core.request(
@@ -224,6 +223,8 @@ class DentryCacheModel:
                     )
                 except OSError:
                     inode.invalidate_attributes()
+                    if resizes:
+                        self._pages.resume_writeback(inode)
                     raise
                 finally:
                     inode.size_unstable = False
@@ -232,6 +233,8 @@ class DentryCacheModel:
                 inode.mode, inode.nlink, inode.mtime_ns = entry.st_mode, entry.st_nlink, entry.st_mtime_ns
                 inode.size = entry.st_size
                 inode.attributes_until_s = self._until_attributes(entry)
+                if resizes:
+                    self._pages.resume_writeback(inode)
                 if old_size != entry.st_size:
                     await self._pages.truncate(inode, entry.st_size)
                     await self._pages.invalidate(inode)
@@ -257,6 +260,9 @@ class DentryCacheModel:
         if inode.is_dir:
             raise _fail(errno.EISDIR)
         inode.busy += 1
+        if flags & os.O_TRUNC:
+            # The kernel does this only for truncate(2). A page written back meanwhile would come after the truncation.
+            await self._pages.stop_writeback(inode)
         try:
             reply = await self._core.request(
                 self._operations.open, inode.ino, flags & ~(os.O_CREAT | os.O_EXCL), self._core.context
@@ -266,9 +272,11 @@ class DentryCacheModel:
                 self._core.bump_attr_version(inode)
                 inode.size = 0
                 inode.invalidate_attributes()
-                await self._pages.truncate(inode, 0)
             return file
         finally:
+            if flags & os.O_TRUNC:
+                self._pages.resume_writeback(inode)
+                await self._pages.truncate(inode, inode.size)
             inode.busy -= 1
 
     @staticmethod

@@ -85,12 +85,14 @@ class PageCacheModel:
         """Send dirty pages, which are next to each other; a failed WRITE loses them, as it does in the kernel."""
         pages = [inode.pages[index] for index in indexes]
         start = indexes[0] * PAGE
-        data = b"".join(bytes(page.data) for page in pages)[: max(0, inode.size - start)]
-        writers = [f for f in inode.handles if f.flags & os.O_ACCMODE]
         for page in pages:
             page.dirty = False
             page.writeback = True
         try:
+            while inode.no_writeback:
+                await inode.pages_changed.wait()
+            data = b"".join(bytes(page.data) for page in pages)[: max(0, inode.size - start)]
+            writers = [f for f in inode.handles if f.flags & os.O_ACCMODE]
             if data:
                 assert writers, "a dirty page without a handle to write it back through"
                 writer = self._world.random.choice(writers)
@@ -101,6 +103,17 @@ class PageCacheModel:
             for page in pages:
                 page.writeback = False
             inode.wake()
+
+    async def stop_writeback(self, inode: Inode) -> None:
+        """fuse_set_nowrite: no page is in writeback while the size changes."""
+        while inode.no_writeback or any(page.writeback for page in inode.pages.values()):
+            await inode.pages_changed.wait()
+        inode.no_writeback = True
+
+    @staticmethod
+    def resume_writeback(inode: Inode) -> None:
+        inode.no_writeback = False
+        inode.wake()
 
     async def write_back_dirty(self, inode: Inode) -> None:
         """filemap_write_and_wait: what is dirty now is written back when this returns."""
@@ -153,6 +166,7 @@ class PageCacheModel:
             pages.append(page)
         version = self._core.attr_version
         try:
+            await self._world.pause()  # readahead goes by the queue of background requests
             data = bytes(await self._core.request(self._core.operations.read, file.handle, index * PAGE, count * PAGE))
             end = index * PAGE + len(data)
             if len(data) < count * PAGE and version >= inode.attr_version:

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .plan import DIRECTORIES, Step
+from .plan import DIRECTORIES, LOOK_BYTES, Step
 from .processes import Process
 
 if TYPE_CHECKING:
     from .client_machine import ClientMachine
     from .run import Cell
-
-READ_BYTES = 200_000
 
 
 async def observe_everything(cell: Cell) -> None:
@@ -33,5 +31,5 @@ async def _observe(cell: Cell, machine: ClientMachine) -> None:
             path = (*directory, name)
             await process.perform(Step("stat", (path,), 0.0))
             await process.perform(Step("reopen", (path, os.O_RDONLY), 0.0))
-            await process.perform(Step("read", (0, READ_BYTES), 0.0))
+            await process.perform(Step("read", (0, LOOK_BYTES), 0.0))
             await process.perform(Step("close", (), 0.0))

@@ -11,7 +11,7 @@ from .client_machine import ClientMachine
 from .history import Call, History
 from .kernel_inodes import OpenFile
 from .kernel_pages import BusError
-from .plan import Path, Step
+from .plan import LOOK_BYTES, Path, Step
 
 
 class Process:
@@ -43,6 +43,9 @@ class Process:
 
     async def perform(self, step: Step) -> Call | None:
         """Make one system call, if it can be made: some need an open file or a mapping."""
+        if step.kind == "look":
+            await self._look(*step.args)
+            return None
         if step.kind in _NEED_FILE and self._file is None:
             return None
         if step.kind == "unmap" and self._mapping is None:
@@ -60,6 +63,13 @@ class Process:
         self._history.end(call)
         self._machine.check_invariants()
         return call
+
+    async def _look(self, path: Path) -> None:
+        """Read all of a file through a descriptor of its own."""
+        other = Process(self.name, self._machine, self._history)
+        await other.perform(Step("reopen", (path, os.O_RDONLY), 0.0))
+        await other.perform(Step("read", (0, LOOK_BYTES), 0.0))
+        await other.perform(Step("close", (), 0.0))
 
     # Files
 
@@ -123,7 +133,7 @@ class Process:
         try:
             await self._machine.pages.store(mapping, offset, bytes((value,)) * length)
         except BusError as error:
-            call.error = "SIGBUS" if error.__cause__ is None else str(error.__cause__)
+            call.error = str(error.__cause__.strerror) if isinstance(error.__cause__, OSError) else "SIGBUS"
 
     async def _msync(self, call: Call) -> None:
         await self._machine.pages.sync(self._mapped(call))
