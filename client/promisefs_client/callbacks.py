@@ -88,8 +88,9 @@ class CallbackService:
             for vnode in vnodes:
                 await show_end(cell, vnode)
         for item in work:
-            if item.twins and (vnode := cell.table.by_ino(item.ino)) is not None and vnode.contents is not None:
-                vnode.contents.forget_twins(item.twins)
+            kept = cell.table.by_ino(item.ino) if item.twins else None
+            if kept is not None and kept.contents is not None:
+                kept.contents.forget_twins(item.twins)
 
     async def reset(self) -> None:
         """Nothing of the server's is served until it is validated: open files first, they may be mapped."""

@@ -104,7 +104,7 @@ def _() -> Sequence[AbstractContextManager[Any]]:
     return [patch.object(VnodeTable, "_is_newer", staticmethod(lambda known, new: True))]
 
 
-@mutant("no-wait-for-acknowledgements", "a mutation is answered when all have acknowledged its breaks", 100)
+@mutant("no-wait-for-acknowledgements", "a mutation is answered when all have acknowledged its breaks", 300)
 def _() -> Sequence[AbstractContextManager[Any]]:
     original = Breaker.begin
 

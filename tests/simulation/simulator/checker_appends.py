@@ -9,14 +9,15 @@ from .plan import LOG, Path
 
 
 def check_appends(history: History, initial: dict[Path, int]) -> Iterator[str]:
-    """In the log, which is only appended to, confirmed appends are in every later read, and once."""
+    """In the log, which is only appended to, each confirmed append is in every later read, all of it, once.
+
+    Not in one piece: one write(2) becomes several WRITEs where it crosses pages.
+    """
     ino = initial[LOG]
     appends = [c for c in history.calls if c.kind == "append" and c.ino == ino]
     syncs = [c for c in history.calls if c.kind in ("fsync", "close") and c.succeeded and c.ino == ino]
 
     def confirmed(call: Call) -> float:
-        if not call.succeeded:
-            return NEVER
         return min((s.end for s in syncs if s.client == call.client and s.begin > call.end), default=NEVER)
 
     for read in history.calls:
@@ -24,11 +25,11 @@ def check_appends(history: History, initial: dict[Path, int]) -> Iterator[str]:
             continue
         data: bytes = read.result
         if garbage := set(data) - {call.args[1] for call in appends if call.begin < read.end} - {0}:
-            yield f"garbage in the log: {read}: {sorted(garbage)}"
+            yield f"garbage: in the log: {read}: {sorted(garbage)}"
         for call in appends:
             length, value = call.args
             visible = confirmed(call) < read.begin or (call.client == read.client and call.end < read.begin)
-            if call.succeeded and visible and bytes((value,)) * length not in data:
+            if call.succeeded and visible and data.count(value) < length:
                 yield f"lost append: {read} lacks all or some of {call}"
             if data.count(value) > length:
                 yield f"repeated append: {read} has {data.count(value)} bytes of {call}"

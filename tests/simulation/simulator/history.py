@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import trio
+
 from .kernel_inodes import describe_bytes
 from .world import World
 
 NEVER = math.inf
+_TELLING = {"fsync", "msync", "close", "truncate", "create", "unlink", "rename", "link", "chmod"}
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +56,7 @@ class History:
     def __init__(self, world: World) -> None:
         self._world = world
         self._order = 0
+        self._told = trio.Event()
         self.calls: list[Call] = []
         self.timeline: list[tuple[float, str, str]] = []
 
@@ -72,7 +76,14 @@ class History:
     def end(self, call: Call) -> None:
         call.end = self.tick()
         call.end_s = self._world.now_s
+        if call.kind in _TELLING and not call.error:
+            self._told.set()
+            self._told = trio.Event()
         self.note(call.process, str(call).replace(f" {call.process}:", "", 1))
+
+    async def something_told(self) -> None:
+        """Return when a call has ended after which others must see something."""
+        await self._told.wait()
 
     def text(self) -> str:
         start_s = self.timeline[0][0] if self.timeline else 0.0

@@ -29,6 +29,7 @@ LENGTHS = (1, 10, 100, 200, 4096, 5000)
 SIZES = (0, 1, 50, 4096, 4097, 5000, 9000, 12300)
 LOOK_BYTES = 200_000
 """More than any file ever has."""
+WATCH = -1.0
 MAX_VALUE = 255
 
 
@@ -39,7 +40,7 @@ class Step:
     kind: str
     args: tuple[Any, ...]
     delay_s: float
-    """How long the process thinks before it."""
+    """How long the process thinks before it; WATCH: until some call has ended that others must see the effect of."""
 
     def __str__(self) -> str:
         return f"{self.kind}{self.args}"
@@ -106,7 +107,8 @@ class Maker:
         return self._random.random() * 4
 
     def step(self, kind: str, *args: Any) -> Step:
-        return Step(kind, args, self.delay_s())
+        watches = kind in ("read", "load", "look", "stat", "list") and self._random.random() < 0.4
+        return Step(kind, args, WATCH if watches else self.delay_s())
 
     def file(self) -> Path:
         return self.hot_path if self._random.random() < 0.8 else self._random.choice(FILES)

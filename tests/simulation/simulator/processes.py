@@ -11,7 +11,9 @@ from .client_machine import ClientMachine
 from .history import Call, History
 from .kernel_inodes import OpenFile
 from .kernel_pages import BusError
-from .plan import LOOK_BYTES, Path, Step
+from .plan import LOOK_BYTES, WATCH, Path, Step
+
+WATCH_LIMIT_S = 0.5
 
 
 class Process:
@@ -30,7 +32,10 @@ class Process:
 
     async def run(self, steps: tuple[Step, ...]) -> None:
         for step in steps:
-            if step.delay_s:
+            if step.delay_s == WATCH:
+                with trio.move_on_after(WATCH_LIMIT_S):
+                    await self._history.something_told()
+            elif step.delay_s:
                 await trio.sleep(step.delay_s)
             await self.perform(step)
         await self.finish()
