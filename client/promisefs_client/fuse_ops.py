@@ -32,6 +32,7 @@ from .namespace import Namespace, Owner
 from .readahead import Readahead
 from .session import ServerUnavailable
 from .vnode import Vnode
+from .vnode_table import KernelWork
 from .xattrs import Xattrs
 
 log = logging.getLogger(__name__)
@@ -376,12 +377,18 @@ class Operations(pyfuse3.Operations):
         if file.appends(off):
             # The kernel's idea of the end may be from before another mount appended.
             if await self._files.append(vnode, buf) != off:
-                self._cell.drop_pages_later(vnode)
+                self._cell.start(self._correct_end, vnode, kernels_end)
             vnode.told_size = max(vnode.told_size, kernels_end)
             return len(buf)
         vnode.told_size = max(vnode.told_size, kernels_end)
         await self._files.write(vnode, off, buf)
         return len(buf)
+
+    async def _correct_end(self, vnode: Vnode, kernels_end: int) -> None:
+        """An append went elsewhere than the kernel thinks; it takes no attributes while a write makes a file longer."""
+        await self._cell.drop([KernelWork(vnode.ino, True, False, 0)])
+        vnode.told_size = min(vnode.told_size, kernels_end)
+        await show_end(self._cell, vnode)
 
     @_handler
     async def flush(self, fh: int) -> None:

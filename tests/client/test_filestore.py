@@ -227,6 +227,19 @@ async def test_growth_from_before_a_file_was_opened_is_shown_when_it_is(world: W
     assert mount.kernel.bytes_shown == [(vnode.ino, 4, b"e")]
 
 
+async def test_the_end_is_shown_after_an_append_that_went_elsewhere(world: World, mount: ClientMount) -> None:
+    """The kernel takes its own sum for the size, and no attributes while a write makes the file longer."""
+    other, fid = await new_file(world, b"abc")
+    vnode = await mount.open(b"file")
+    handle = await mount.open_handle(vnode, os.O_WRONLY | os.O_APPEND)
+    await other.store(fid, b"de", 3)
+    mount.kernel.bytes_shown.clear()
+    vnode.told_size = 3
+    await mount.operations.write(handle, 3, b"f")
+    await settled()
+    assert mount.kernel.bytes_shown == [(vnode.ino, 5, b"f")]
+
+
 async def test_a_break_waits_until_the_kernel_has_taken_a_shown_byte_in(world: World, mount: ClientMount) -> None:
     """Else it would drop the pages first, and the byte would come after."""
     other, fid = await new_file(world, b"abc")
