@@ -313,7 +313,7 @@ async def test_aborts_reach_the_caller() -> None:
         (OSError(errno.EDEADLK, "?"), AbortCode.IO),
         (OSError("no errno"), AbortCode.IO),
     ],
-    ids=str,
+    ids=ascii,
 )
 async def test_a_handler_that_fails_costs_one_call_only(
     fault: Exception, code: AbortCode, caplog: pytest.LogCaptureFixture
