@@ -222,7 +222,7 @@ class Peer:
             case Aborted():
                 return self._connection.send_abort(event.xid, error.code, error.message)
             case OSError():
-                log.warning("%s: %s: %s", self.description, event.method.name, error)
+                log.warning("%s: %s: %r", self.description, event.method.name, error)
                 return self._connection.send_abort(event.xid, code_of(error.errno or 0), error.strerror or "")
         log.error("%s: %s failed: a defect here", self.description, event.method.name, exc_info=error)
         return self._connection.send_abort(event.xid, AbortCode.INTERNAL, "internal error, see the log")

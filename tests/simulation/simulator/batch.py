@@ -34,7 +34,9 @@ def run_seeds(
             yield from outcomes
 
 
-def _until(deadline_s: float, tasks: Iterator[tuple[int, int, str | None, Prepare]]) -> Iterator[object]:
+def _until(
+    deadline_s: float, tasks: Iterator[tuple[int, int, str | None, Prepare]]
+) -> Iterator[tuple[int, int, str | None, Prepare]]:
     for task in tasks:
         if time.monotonic() > deadline_s:
             return

@@ -134,7 +134,9 @@ class Cell:
 
         async def traced(request: Any, bulk: bytes | None) -> Reply:
             self.history.note(f"{client.name} calls", f"{request} ...")
-            reply = await serve(request, bulk)
+            reply = serve(request, bulk)
+            if not isinstance(reply, tuple):
+                reply = await reply
             self.history.note(f"{client.name} calls", f"{request} = {reply[0]}")
             return reply
 
