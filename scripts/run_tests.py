@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 LIMIT_S = 900.0
 """For all steps together. They should need far less than 600 s on two cores."""
 WORKERS = 4
-"""Test files run at a time. Most of their time they wait: for leases, time limits, processes that start and end."""
+"""Tests run at a time. Most of their time they wait: for leases, time limits, processes that start and end."""
 _GRACE_S = 10.0
 _LAST_WORDS_S = 30.0
 """For a step that is interrupted: pytest ends its cells, then says what failed until then."""
@@ -41,7 +41,8 @@ def steps(pytest_arguments: list[str]) -> list[tuple[str, list[str]]]:
         ("mypy", [f"{BIN}/mypy"]),
         ("mypy scripts", [f"{BIN}/mypy", "scripts"]),
         ("layers", [f"{BIN}/lint-imports"]),
-        ("pytest", [*pytest, "-n", str(WORKERS), "--dist", "loadfile"]),
+        ("pytest", [*pytest, "-m", "not alone", "-n", str(WORKERS), "--dist", "worksteal"]),
+        ("pytest, one at a time", [*pytest, "-m", "alone"]),
     ]
 
 

@@ -206,6 +206,7 @@ def test_no_fusermount3(cell: View, mountpoint: Path) -> None:
     refused.is_refusal(FUSE, "fusermount3", "fuse3")
 
 
+@pytest.mark.alone
 def test_no_dev_fuse(cell: View, mountpoint: Path) -> None:
     unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
     if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True).returncode:
@@ -254,8 +255,8 @@ def test_mount_status_umount(cell: View, mountpoint: Path) -> None:
     shown = call("promisefs", "status", mountpoint)
     assert shown.code == DONE
     assert "upcalls" in shown.out
-    overview = call("promisefs", "status")
-    assert str(mountpoint) in overview.out.replace("\n", "")
+    overview = call("promisefs", "status", env={"COLUMNS": "1000"})
+    assert str(mountpoint) in overview.out
     everything = json.loads(call("promisefs", "status", "--json").out)
     assert str(mountpoint) in [entry["mountpoint"] for entry in everything]
 

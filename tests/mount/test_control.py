@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     Run = subprocess.CompletedProcess[str]
 
+pytestmark = pytest.mark.alone
 PROMISEFS = Path(sys.executable).with_name("promisefs")
 LEASE = ("--lease", "2")
 PROMPT_S = 15.0

@@ -14,6 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from conftest import MakeCell
 
+pytestmark = pytest.mark.alone
 PROMISEFS = Path(sys.executable).with_name("promisefs")
 FAILED, USAGE, MOUNTPOINT = 1, 2, 3
 

@@ -16,6 +16,7 @@ from outsider import Outsider
 if TYPE_CHECKING:
     from conftest import MakeCell
 
+pytestmark = pytest.mark.alone
 PROMISEFS = Path(sys.executable).with_name("promisefs")
 CREATE = "os.O_RDWR | os.O_CREAT"
 

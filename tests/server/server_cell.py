@@ -260,5 +260,5 @@ async def in_background(awaitable: Awaitable[Any]) -> AsyncIterator[Pending]:
 async def settled() -> None:
     """Let everything happen that does not wait for the clock or a test; threads too."""
     for _ in range(3):
-        await trio.to_thread.run_sync(lambda: None)
+        await trio.to_thread.run_sync(time.sleep, 0.005)  # longer than what others do in threads takes, mostly
         await trio.testing.wait_all_tasks_blocked()

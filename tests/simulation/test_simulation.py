@@ -12,6 +12,8 @@ from mutants import MUTANTS, Mutant
 from simulator.plan import make_plan
 from simulator.run import run_history
 
+HISTORIES = 250
+"""Of each kind: 2,000 in all."""
 QUICK = [mutant for mutant in MUTANTS if mutant.histories <= 100]
 
 TIMELINES = """
@@ -41,7 +43,7 @@ def test_one_seed_is_one_schedule_in_every_process() -> None:
 @pytest.mark.parametrize("profile", ["contents", "names", "orphans", "appends"])
 @pytest.mark.parametrize("faults", [False, True])
 def test_histories_keep_the_guarantees(profile: str, faults: bool) -> None:
-    for seed in range(30):
+    for seed in range(HISTORIES):
         outcome = run_history(make_plan(seed, profile=profile, faults=faults))
         assert not outcome.failed, f"seed {seed}: {outcome.problems}\n{outcome.timeline}"
 
