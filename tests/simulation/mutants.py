@@ -139,14 +139,13 @@ def _() -> Sequence[AbstractContextManager[Any]]:
 
 @mutant("no-wait-for-lease", "what a host did not acknowledge is waited for until its lease ends", 1000)
 def _() -> Sequence[AbstractContextManager[Any]]:
-    async def end_doubt(contact: Contact, doubt: trio.Event, lost: Any) -> None:
-        doubt.set()
-        if contact.doubt is doubt:
-            contact.doubt = None
-        for batch in lost:
-            batch.settled.set()
+    original = Breaker.settle
 
-    return [patch.object(Breaker, "_end_doubt", staticmethod(end_doubt))]
+    async def settle(events: Any) -> None:
+        with trio.move_on_after(0.3):
+            await original(events)
+
+    return [patch.object(Breaker, "settle", staticmethod(settle))]
 
 
 @mutant("no-grace-period", "after an unclean restart mutations wait for hosts that may use old promises", 3000)

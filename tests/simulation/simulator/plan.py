@@ -87,6 +87,8 @@ class Maker:
         and grows the file again when it writes pages back (README)."""
         self._random = rng
         self._shrinks = shrinks
+        self.slow = rng.random() < 0.35
+        """Processes take so long that leases end under them."""
         self._value = 0
         self.hot_path = rng.choice(FILES)
 
@@ -100,6 +102,8 @@ class Maker:
 
     def delay_s(self) -> float:
         chance = self._random.random()
+        if self.slow and chance < 0.5:
+            return self._random.random() * 1.5
         if chance < 0.6:
             return 0.0
         if chance < 0.97:
