@@ -31,11 +31,12 @@ async def show_end(cell: Cell, vnode: Vnode, hint: int = 0) -> None:
         hint = 0
         byte = _known(cell, vnode, end)
         if not byte:
-            byte = await _fetched(cell, vnode, end)
-            if not byte:
+            fetched = await _fetch(cell, vnode, end)
+            if fetched is None:
                 return
-            if vnode.size != end or _known(cell, vnode, end) not in (b"", byte):
-                continue  # cut or written meanwhile
+            byte = fetched
+            if not byte or vnode.size != end or _known(cell, vnode, end) not in (b"", byte):
+                continue  # broken, cut or written meanwhile
         contents = vnode.contents
         # A break that comes from here on has the kernel drop the byte after it has taken it in (`KernelCaches`).
         vnode.told_size = end
@@ -55,14 +56,17 @@ def _known(cell: Cell, vnode: Vnode, end: int) -> bytes:
     return bytes(contents.read(end - 1, 1, end) or b"")
 
 
-async def _fetched(cell: Cell, vnode: Vnode, end: int) -> bytes:
-    """The last byte from the server; nothing if it cannot be had, or was broken already: who serves the break asks."""
+async def _fetch(cell: Cell, vnode: Vnode, end: int) -> bytes | None:
+    """The last byte from the server; nothing if another break came meanwhile, None if it cannot be had."""
     try:
         async with cell.ask(FetchData(vnode.fid, end - 1, 1)) as answer:
-            cell.table.install(answer.reply.entry, answer.mark)
+            entry = answer.reply.entry
+            cell.table.install(entry, answer.mark)
             byte: bytes = answer.bulk or b""
     except (Aborted, ServerUnavailable) as error:
         log.info("%s grew, but its new end cannot be fetched: %s", vnode.fid, error)
-        return b""
+        return None
     cell.drop_stale_later()
-    return byte if cell.valid(vnode) else b""
+    if cell.valid(vnode):
+        return byte
+    return b"" if entry.promise_s else None  # without a promise nobody tells us when to drop the byte

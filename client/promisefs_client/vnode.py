@@ -45,6 +45,8 @@ class Vnode:
     __slots__ = (
         "contents",
         "deleted",
+        "drops_begun",
+        "drops_ended",
         "fid",
         "ino",
         "kept",
@@ -87,6 +89,8 @@ class Vnode:
         self.written_ns: int | None = None  # present iff contents are dirty: goes out with the store
         self.shown_at: int | None = None  # offset of a byte that was put into the kernel's page cache, unasked
         self.told_size = 0  # the size the kernel believes in: as it was last told, or as far as it wrote since
+        self.drops_begun = 0  # how often the kernel was told to drop what it knows of it
+        self.drops_ended = 0  # and how often it had done so
         self.own_versions: set[int] = set()  # data versions our stores made, ahead of the label (replies out of order)
 
     @property
