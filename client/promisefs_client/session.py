@@ -205,6 +205,7 @@ class ServerSession:
 
     async def _stay_connected(self, task_status: trio.TaskStatus[None] | None, *, must_begin: bool) -> None:
         retry_s = FIRST_RETRY_S
+        said = ""  # of this outage: what goes on for hours is not logged again and again
         while True:
             before = self.connects
             try:
@@ -212,10 +213,15 @@ class ServerSession:
             except (OSError, Refused, Aborted, trio.TooSlowError) as error:
                 if must_begin and self.connects == 0:
                     raise
-                log.log(logging.ERROR if isinstance(error, Refused) else logging.INFO, "%s: %s", self.address, error)
+                problem = str(error) or "no answer"
+                if problem != said:
+                    said = problem
+                    level = logging.ERROR if isinstance(error, Refused) else logging.INFO
+                    log.log(level, "%s: %s", self.address, said)
             if self.connects != before:
                 log.warning("connection to %s lost", self.address)
                 retry_s = FIRST_RETRY_S
+                said = ""
             await trio.sleep(retry_s)
             retry_s = min(retry_s * 2, LONGEST_RETRY_S)
 
@@ -257,6 +263,8 @@ class ServerSession:
         try:
             reply, _ = await peer.call(hello)
         except ConnectionLost:
+            if self._store is not None:  # it was one: it ended just now
+                raise ConnectionResetError(f"{self.address} closed the connection") from None
             raise Refused(f"{self.address} closed the connection: is a promisefs server there?") from None
         except Aborted as refusal:
             raise Refused(f"{self.address}: {refusal}") from None
