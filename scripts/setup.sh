@@ -5,7 +5,8 @@
 #                                           --plot for the extra "plot" (matplotlib)
 #
 # Silent and quick if nothing changed. Any number of runs may go on at once: one works, the others wait.
-# PYTHON=... chooses the interpreter; otherwise the first complete one (>= 3.11, with headers and ensurepip) is taken.
+# PYTHON=... chooses the interpreter: if .venv has another one it is made anew. Otherwise .venv keeps the one it has;
+# a new one gets the first that is complete (>= 3.11, with headers and ensurepip).
 #
 # Exit status: 0 ready
 #              3 system packages are missing and may not be installed from here: the command to run is printed
@@ -36,8 +37,12 @@ wanted_stamp() { printf '%s %s\n' "$(cat "$root/pyproject.toml" "$root/scripts/s
 
 venv_is_current() {
     [[ -x $venv/bin/python && -f $stamp_file && $(<"$stamp_file") == "$(wanted_stamp)" ]] &&
+        { [[ -z ${PYTHON:-} ]] || venv_is_of "$(probe_python "$PYTHON" | cut -d' ' -f4-)"; } &&
         { [[ $extras != *plot* ]] || "$venv/bin/python" -c 'import matplotlib' 2>/dev/null; }
 }
+
+# Whether .venv has this interpreter: the path that probe_python prints.
+venv_is_of() { [[ -n $1 && $(realpath -q "$venv/bin/python") == "$1" ]]; }
 
 # Names of the Debian packages for what is missing besides Python.
 missing_system_packages() {
@@ -76,7 +81,7 @@ no_python() {
 find_python() {
     python='' python_packages=()
     local incomplete='' candidate facts version headers ensurepip path
-    local candidates=(python3 python3.{14,13,12,11} /usr/bin/python3)
+    local candidates=("$venv/bin/python" python3 python3.{14,13,12,11} /usr/bin/python3)
     if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
     for candidate in "${candidates[@]}"; do
         have "$candidate" || continue
@@ -141,7 +146,7 @@ install_failed() {
 build_venv() {
     local version
     version=$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")')
-    if ! "$venv/bin/python" -c "import sys, pip; sys.exit('%d.%d' % sys.version_info[:2] != '$version' or sys.prefix != '$venv')" 2>/dev/null; then
+    if ! venv_is_of "$python" || ! "$venv/bin/python" -c "import sys, pip; sys.exit(sys.prefix != '$venv')" 2>/dev/null; then
         say "making .venv with Python $version"
         "$python" -m venv --clear "$venv" >>"$log" 2>&1 || install_failed "the virtual environment could not be made"
     fi
