@@ -44,9 +44,8 @@ class DataFile:
     # For threads, while pinned
 
     def cut(self, size: int) -> None:
-        """Drop bytes from `size` on, if there are any."""
-        if os.fstat(self.descriptor).st_size > size:
-            os.ftruncate(self.descriptor, size)
+        """Drop bytes from `size` on; there are some."""
+        os.ftruncate(self.descriptor, size)
 
     def write(self, data: bytes, offset: int) -> None:
         view = memoryview(data)
@@ -68,6 +67,9 @@ class DataFile:
         os.fdatasync(self.descriptor)
 
     # For the trio thread: never waits for the disk
+
+    def reaches_beyond(self, size: int) -> bool:
+        return os.fstat(self.descriptor).st_size > size
 
     def read_cached(self, buffer: memoryview, offset: int) -> int:
         """Like `read_into`, but only what is in memory. Return how many bytes."""

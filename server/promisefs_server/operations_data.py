@@ -333,7 +333,13 @@ class DataOperations(Operations):
             return events, reply
 
     async def _cut(self, file: DataFile, size: int) -> None:
-        await trio.to_thread.run_sync(file.cut, size, limiter=self._limiter)
+        """Drop bytes beyond the size that the database has. Raise OSError.
+
+        Not before that size is durable: else power loss could bring back the longer file, with zeros in their place.
+        """
+        if file.reaches_beyond(size):
+            await self._durability.commit()
+            await trio.to_thread.run_sync(file.cut, size, limiter=self._limiter)
 
     def _publish(self, contact: Contact, vnode: Vnode, what: Changed) -> tuple[Sequence[trio.Event], StatusReply]:
         """Commit a row, queue its break, grant the caller's promise: one step."""
