@@ -58,8 +58,10 @@ class Connections:
                 f"no promisefs server at {address}: {error.strerror or error}. Start one with 'promisefsd serve DIR'",
                 ExitCode.SERVER,
             ) from None
-        except (Refused, Aborted) as error:
+        except Refused as error:
             raise UserError(str(error), ExitCode.SERVER) from None
+        except Aborted as refusal:
+            raise UserError(f"{address} does not take this mount now ({refusal}): try again", ExitCode.SERVER) from None
         except trio.TooSlowError:
             raise UserError(f"the server at {address} does not answer", ExitCode.SERVER) from None
 

@@ -196,7 +196,10 @@ class ServerSession:
     # Connections
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Stay connected until cancelled. Started when the first connection is up; Refused or OSError if that fails."""
+        """Stay connected until cancelled. Started when the first connection is up.
+
+        If that fails: Refused, OSError, trio.TooSlowError; Aborted if the server would not have us for too long.
+        """
         await self._stay_connected(task_status, must_begin=True)
 
     async def keep_trying(self) -> None:
@@ -205,13 +208,16 @@ class ServerSession:
 
     async def _stay_connected(self, task_status: trio.TaskStatus[None] | None, *, must_begin: bool) -> None:
         retry_s = FIRST_RETRY_S
+        first_until = trio.current_time() + CONNECT_TIMEOUT_S
         said = ""  # of this outage: what goes on for hours is not logged again and again
         while True:
             before = self.connects
             try:
                 await self._connect_and_serve(task_status if self.connects == 0 else None)
             except (OSError, Refused, Aborted, trio.TooSlowError) as error:
-                if must_begin and self.connects == 0:
+                # On a busy machine InitCallBackState3 may take longer than a short lease; the next time it may not.
+                again = isinstance(error, Aborted) and trio.current_time() < first_until
+                if must_begin and self.connects == 0 and not again:
                     raise
                 problem = str(error) or "no answer"
                 if problem != said:
@@ -267,6 +273,8 @@ class ServerSession:
                 raise ConnectionResetError(f"{self.address} closed the connection") from None
             raise Refused(f"{self.address} closed the connection: is a promisefs server there?") from None
         except Aborted as refusal:
+            if refusal.code in _TRANSIENT:
+                raise
             raise Refused(f"{self.address}: {refusal}") from None
         return peer, reply
 
