@@ -436,8 +436,12 @@ class FileStore:
         try:
             async with Promptly(state.store_lock):
                 async with cell.ask(change) as answer:
-                    cell.table.install_own_data(answer.reply.entry, answer.mark)
+                    entry = answer.reply.entry
+                    cell.table.install_own_data(entry, answer.mark)
                     contents.truncate(change.size)
+                    if vnode.status.version != entry.status.version:
+                        # Another client's change came after ours, and is known here: its size may be any.
+                        contents.drop_clean(keep_twins=vnode.kernel_pages)
                     if vnode.is_dirty:  # it counts as a write, and what is stored later must not undo its time
                         vnode.pending_mtime_ns = vnode.written_ns = vnode.status.mtime_ns
         finally:

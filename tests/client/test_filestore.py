@@ -288,6 +288,22 @@ async def test_a_truncation_that_the_shown_byte_overtook_is_told_to_the_kernel_a
     assert mount.drops_of_pages(vnode) > before
 
 
+async def test_a_truncation_whose_answer_comes_after_a_later_change_cuts_nothing_of_that(
+    world: World, mount: ClientMount
+) -> None:
+    """Found by the simulation: the mount went on reading zeros behind its own cut, where the other had stored."""
+    other, fid = await new_file(world, b"abc")
+    vnode = await mount.open(b"file")
+    mount.session.hold_after[StoreStatus] = gate = trio.Event()
+    async with in_background(mount.files.truncate(vnode, size_to(fid, 0))):
+        await settled()
+        await other.store(fid, b"later", 0)
+        assert await mount.read(vnode) == b"later"
+        gate.set()
+        await settled()
+    assert await mount.read(vnode) == b"later"
+
+
 async def test_a_write_that_a_shown_byte_may_have_covered_in_the_kernel_is_read_again(
     world: World, mount: ClientMount
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from simulator.checker_contents import ContentsChecker
 from simulator.checker_names import NamesChecker
 from simulator.history import NEVER, Call, History
+from simulator.observer import check_agreement
 from simulator.plan import FILES
 from simulator.world import World
 
@@ -135,3 +136,16 @@ def test_a_listing_must_have_what_was_made_before() -> None:
     assert script.problems() == []
     script.call("b", "list", (b"d0",), result={b"a": INO, b"b": 8, b"log": 9})
     assert "stale" in script.problems()[0]
+
+
+def test_in_the_end_all_mounts_must_see_the_same() -> None:
+    script = Script()
+    script.call("c0/end", "stat", NAME, result=(3, 0o644))
+    script.call("c0/end", "read", 0, 3, result=b"new")
+    script.call("fresh/end", "stat", NAME, result=(3, 0o644))
+    fresh = script.call("fresh/end", "read", 0, 3, result=b"new")
+    for call in script.history.calls:
+        call.client = call.client.removesuffix("/end")
+    assert list(check_agreement(script.history)) == []
+    fresh.result = b"old"
+    assert [problem.split(":")[0] for problem in check_agreement(script.history)] == ["apart"]

@@ -1,18 +1,29 @@
-"""The end of a history: every mount, and one that has just been made, looks at everything; the store is looked into."""
+"""The end of a history: every mount, and one that has just been made, looks at everything; all must see the same.
+
+First by the names that the history used, without listing: a listing tells the kernel anew what it may have wrong.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import trio
 
-from .plan import DIRECTORIES, LOOK_BYTES, Step
+from .history import Call, History
+from .plan import DIRECTORIES, FILES, LOG, LOOK_BYTES, NAMES, Step
 from .processes import Process
 
 if TYPE_CHECKING:
     from .client_machine import ClientMachine
     from .run import Cell
+
+PATHS = (*FILES, LOG, *NAMES)
+FRESH = "fresh"
+"""The name of the mount made at the end."""
+_OBSERVERS = "/end"
 
 
 async def observe_everything(cell: Cell) -> None:
@@ -23,7 +34,9 @@ async def observe_everything(cell: Cell) -> None:
 
 
 async def _observe(cell: Cell, machine: ClientMachine) -> None:
-    process = Process(f"{machine.name}/end", machine, cell.history)
+    process = Process(f"{machine.name}{_OBSERVERS}", machine, cell.history)
+    for path in PATHS:
+        await process.perform(Step("stat", (path,), 0.0))
     for directory in DIRECTORIES:
         listing = await process.perform(Step("list", (directory,), 0.0))
         assert listing is not None
@@ -33,3 +46,22 @@ async def _observe(cell: Cell, machine: ClientMachine) -> None:
             await process.perform(Step("reopen", (path, os.O_RDONLY), 0.0))
             await process.perform(Step("read", (0, LOOK_BYTES), 0.0))
             await process.perform(Step("close", (), 0.0))
+
+
+def check_agreement(history: History) -> Iterator[str]:
+    """What the observers saw must be what the fresh mount saw, which had nothing cached: nothing was going on."""
+    told: dict[str, Call] = {}
+    seen: dict[str, list[Call]] = defaultdict(list)
+    for call in history.calls:
+        if not call.process.endswith(_OBSERVERS) or call.kind == "close":
+            continue
+        subject = f"{call.kind} {call.ino if call.kind == 'read' else call.args[0]}"
+        if call.client == FRESH:
+            told.setdefault(subject, call)
+        else:
+            seen[subject].append(call)
+    for subject, calls in seen.items():
+        fresh = told.get(subject)
+        for call in calls:
+            if fresh is None or (call.result, call.error, call.ino) != (fresh.result, fresh.error, fresh.ino):
+                yield f"apart: {call}, but a fresh mount: {fresh}"

@@ -18,7 +18,7 @@ from .client_machine import ClientMachine
 from .faults import Faults
 from .history import History
 from .network import Network
-from .observer import observe_everything
+from .observer import FRESH, check_agreement, observe_everything
 from .plan import Plan
 from .processes import Process
 from .server_machine import ServerMachine
@@ -103,10 +103,16 @@ class Cell:
                     working.start_soon(machine.run_process, process, steps)
             await faults.heal()
             self.history.note("all", "all processes have ended; everything is looked at")
-            await trio.sleep(SETTLE_S)
-            self.clients.append(await self.start_client("fresh"))
+            await self._settle()
+            self.clients.append(await self.start_client(FRESH))
             await observe_everything(self)
             nursery.cancel_scope.cancel()
+
+    async def _settle(self) -> None:
+        """Wait until nothing is dirty any more, what could not be stored before included, and all is calm."""
+        while any(client.alive and client.files.dirty_files for client in self.clients):  # noqa: ASYNC110 (simulated)
+            await trio.sleep(SETTLE_S)
+        await trio.sleep(SETTLE_S)
 
     async def _start(self) -> None:
         for number in range(self.plan.servers):
@@ -171,6 +177,7 @@ def run_history(plan: Plan, *, trace: bool = False) -> Outcome:
             shutil.rmtree(cell.folder, ignore_errors=True)
         outcome.problems += [f"a defect was met: {text}" for text in defects.found]
         outcome.problems += check(history, plan, cell.initial)
+        outcome.problems += check_agreement(history)
         outcome.timeline = history.text()
         outcome.calls = len(history.calls)
         outcome.simulated_s = world.now_s - 1000.0
