@@ -282,18 +282,11 @@ class Cell:
     async def drop(self, work: list[KernelWork]) -> None:
         """Have the kernel drop this; pages it writes back meanwhile are compared with their twins."""
         twins: list[tuple[FileContents, int]] = []
-        vnodes = [vnode for item in work if (vnode := self.table.by_ino(item.ino)) is not None]
         for item in work:
             vnode = self.table.by_ino(item.ino)
             if item.pages and vnode is not None and vnode.contents is not None:
                 twins.append((vnode.contents, vnode.contents.keep_twins()))
-        for vnode in vnodes:
-            vnode.drops_begun += 1
-        try:
-            await self.kernel.drop(work)
-        finally:
-            for vnode in vnodes:
-                vnode.drops_ended += 1
+        await self.kernel.drop(work)
         for contents, number in twins:
             contents.forget_twins(number)
 

@@ -106,7 +106,9 @@ class FileContents:
         for index, block in self._clean.items():
             if index not in self._twins:
                 start = index * BLOCK_BYTES
-                data = self.read(start, len(block.data), start + len(block.data)) if self.is_dirty else block.data
+                end = min(start + BLOCK_BYTES, self.server_size)  # beyond the block's own end there are zeros
+                whole = len(block.data) == end - start and not self.is_dirty
+                data = block.data if whole else self.read(start, end - start, end)
                 assert data is not None, "a clean block can be read"
                 self._twins.keep(index, bytes(data))
         return number
@@ -140,14 +142,16 @@ class FileContents:
         self._cache.evict(keep=added)
         return True
 
-    def truncate(self, size: int) -> None:
-        """Follow a truncation (or extension) to `size` which this client made and the server has accepted.
+    def truncate(self, size: int, version: Version) -> None:
+        """Follow a truncation (or extension) to `size`, which this client made and the server has accepted as `version`.
 
-        Its new version is for `advance_version` or `set_version`. Dirty bytes past `size` go; bytes in storing stay.
+        That is for `advance_version` or `set_version`, in the same step. A label that is newer has a size of its own.
+        Dirty bytes past `size` go; bytes in storing stay.
         """
         self.fill_epoch += 1
         self.discard_dirty(size, None)
-        self._resize_server(size)
+        if self.version is None or version >= self.version:
+            self._resize_server(size)
 
     def forget(self) -> None:
         """Give all memory back, because the vnode goes. Nothing may be dirty: store or discard it first."""
@@ -348,18 +352,18 @@ class FileContents:
         self._cache.dirty_bytes += self._dirty.size_bytes - before
         return extent
 
-    def stored(self, extent: StoreExtent, version_before_ok: bool) -> None:
-        """The server has the extent.
+    def stored(self, extent: StoreExtent, version: Version) -> None:
+        """The server has the extent: the store made this version of the file.
 
-        `version_before_ok`: the store changed the version that is the label here, and no other. Then clean blocks
-        take its bytes in, and new ones are made where it covers all that the server has of a block; `advance_version`
-        is to be called in the same step. If not, the bytes just leave storing: the caller drops the clean blocks
-        (`set_version` or `drop_clean`) in the same step, as they may lack these bytes. Where no clean block
-        has the bytes now, fills in flight might bring one without them, and are void.
+        If that is newer than the label, clean blocks take its bytes in, and new ones are made where it covers all that
+        the server has of a block; `advance_version` or `set_version` is to be called in the same step. If not, a break
+        came meanwhile and the label is a newer one: its bytes contain these, or what another client wrote over them.
+        Where no clean block takes the bytes in, fills in flight might bring one without them, and are void.
         """
         self._storing.remove(extent)
         self._cache.dirty_bytes -= extent.length
-        if not (version_before_ok and self.version is not None and self._take_in(extent)):
+        newer = self.version is not None and version > self.version
+        if not (newer and self._take_in(extent)):
             self.fill_epoch += 1
         self._cache.evict()
 

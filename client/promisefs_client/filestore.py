@@ -412,7 +412,7 @@ class FileStore:
         request = StoreData(vnode.fid, extent.offset, vnode.written_ns, sync, since)
         try:
             async with cell.ask(request, extent.data) as answer:
-                contents.stored(extent, True)
+                contents.stored(extent, answer.reply.entry.status.version)
                 cell.table.install_own_data(answer.reply.entry, answer.mark)
         except Aborted as refusal:
             changed = refusal.code == AbortCode.CHANGED
@@ -438,10 +438,7 @@ class FileStore:
                 async with cell.ask(change) as answer:
                     entry = answer.reply.entry
                     cell.table.install_own_data(entry, answer.mark)
-                    contents.truncate(change.size)
-                    if vnode.status.version != entry.status.version:
-                        # Another client's change came after ours, and is known here: its size may be any.
-                        contents.drop_clean(keep_twins=vnode.kernel_pages)
+                    contents.truncate(change.size, entry.status.version)
                     if vnode.is_dirty:  # it counts as a write, and what is stored later must not undo its time
                         vnode.pending_mtime_ns = vnode.written_ns = vnode.status.mtime_ns
         finally:

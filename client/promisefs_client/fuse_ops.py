@@ -255,15 +255,9 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         vnode = self._vnode(inode)
-        drops_ended = vnode.drops_ended
         await self._cell.validate(vnode)
         await show_end(self._cell, vnode)
-        told_size = vnode.told_size
-        attributes = self._attributes(vnode)
-        if vnode.drops_begun != drops_ended:
-            # An invalidation has come, or may come, after this request: the kernel throws these attributes away.
-            vnode.told_size = told_size
-        return attributes
+        return self._attributes(vnode)
 
     @_handler
     async def setattr(

@@ -2,9 +2,11 @@
 
 Beyond the end that the kernel believes in a mapping gets SIGBUS, and what is stored into its last page there is never
 written back. Nothing makes the kernel ask: a fault sends a READ at most. A read asks for attributes, but the kernel
-throws an answer away that an invalidation has overtaken, and reads by the old size. So whenever an open file is found
-to reach further than the kernel was told, it is shown the last byte (`Notifier.store`): before a break is acknowledged,
-when promises have been renewed, when the file is opened, and when the kernel asks for its attributes.
+throws an answer away if it has taken an invalidation in, or another answer with attributes of the file, since it made
+the request (fuse_change_attributes), and goes by the old size. So of several sizes that it was told it may believe in
+any; `Vnode.told_size` is the least of them. Whenever an open file is found to reach further than that, the kernel is
+shown the last byte (`Notifier.store`), which always counts: before a break is acknowledged, when promises have been
+renewed, when the file is opened, and when the kernel asks for its attributes.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ Version = tuple[int, int]
 
 ROOT_INO = 1
 VOLUME_SHIFT = 40
+NEVER_TOLD = 1 << 63
+"""More than any size: the kernel has not been told one."""
 
 
 def ino_of(fid: Fid) -> int:
@@ -45,8 +47,6 @@ class Vnode:
     __slots__ = (
         "contents",
         "deleted",
-        "drops_begun",
-        "drops_ended",
         "fid",
         "ino",
         "kept",
@@ -88,9 +88,7 @@ class Vnode:
         self.pending_mtime_ns: int | None = None  # present iff contents are dirty: what the kernel is told meanwhile
         self.written_ns: int | None = None  # present iff contents are dirty: goes out with the store
         self.shown_at: int | None = None  # offset of a byte that was put into the kernel's page cache, unasked
-        self.told_size = 0  # the size the kernel believes in: as it was last told, or as far as it wrote since
-        self.drops_begun = 0  # how often the kernel was told to drop what it knows of it
-        self.drops_ended = 0  # and how often it had done so
+        self.told_size = NEVER_TOLD  # the least size that the kernel may believe in (`growth`)
         self.own_versions: set[int] = set()  # data versions our stores made, ahead of the label (replies out of order)
 
     @property

@@ -38,7 +38,7 @@ from .contents import FileContents, PageCache
 from .errors import FsError
 from .open_mmaps import OpenMmaps
 from .servers import CallMark, Server
-from .vnode import ROOT_INO, DirectoryNames, Version, Vnode, ino_of
+from .vnode import NEVER_TOLD, ROOT_INO, DirectoryNames, Version, Vnode, ino_of
 from .volumes import Volume, Volumes
 
 log = logging.getLogger(__name__)
@@ -189,8 +189,9 @@ class VnodeTable:
             vnode.deleted = True
         contents = vnode.contents
         # A version that our own stores in flight made, or whose replies are ahead, is settled in `stores_done`.
-        own = contents is not None and (vnode.own_versions or (promised and contents.is_storing))
+        own = contents is not None and promised and (vnode.own_versions or contents.is_storing)
         if contents is not None and not own:
+            vnode.own_versions.clear()
             had_label = contents.version is not None
             other = contents.set_version(status.version, status.size, keep_twins=vnode.kernel_pages)
             if other and had_label and vnode.kernel_pages:
@@ -381,6 +382,7 @@ class VnodeTable:
         vnode.lookups = max(had - count, 0)
         if vnode.lookups == 0:
             vnode.kernel_pages = False
+            vnode.told_size = NEVER_TOLD
             self.may_be_idle(vnode)
         return had >= count
 

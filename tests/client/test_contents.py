@@ -121,8 +121,8 @@ def test_a_fill_begun_before_clean_bytes_were_voided_is_ignored(event: str) -> N
         file.set_version(V2, 3)
         file.set_version(V1, 3)
     else:
-        file.truncate(2)
-        file.truncate(3)
+        file.truncate(2, V2)
+        file.truncate(3, V3)
     assert not file.fill(0, b"abc", epoch, V1)
 
 
@@ -140,7 +140,7 @@ def test_a_fill_replaces_no_block_that_is_there() -> None:
     extent = file.begin_store(STORE_BYTES)
     assert extent
     epoch = file.fill_epoch
-    file.stored(extent, True)
+    file.stored(extent, V2)
     assert file.fill(0, b"abc", epoch, V1)
     assert file.read(0, 3, 3) == b"xyz"
 
@@ -187,7 +187,7 @@ def test_a_stored_extent_becomes_clean_where_it_covers_a_block() -> None:
     file.write(0, data)
     extent = file.begin_store(STORE_BYTES)
     assert extent and extent.data == data
-    file.stored(extent, True)
+    file.stored(extent, V2)
     file.advance_version(V2, len(data))
     assert not file.is_dirty and cache_of(file).dirty_bytes == 0
     assert file.missing(0, len(data)) == []
@@ -199,7 +199,7 @@ def test_a_stored_part_of_a_block_that_is_not_here_is_dropped() -> None:
     file.write(10, b"abc")
     extent = file.begin_store(STORE_BYTES)
     assert extent
-    file.stored(extent, True)
+    file.stored(extent, V2)
     assert cache_of(file).clean_bytes == 0
     assert file.missing(0, 20) == [0]
 
@@ -209,7 +209,7 @@ def test_a_stored_part_goes_into_a_clean_block_with_zeros_before_it() -> None:
     file.write(5, b"xy")
     extent = file.begin_store(STORE_BYTES)
     assert extent
-    file.stored(extent, True)
+    file.stored(extent, V2)
     file.check_invariants()
     file.advance_version(V2, 7)
     assert file.read(0, 7, 7) == b"abc\0\0xy"
@@ -222,7 +222,7 @@ def test_a_store_whose_label_is_gone_makes_nothing_clean() -> None:
     extent = file.begin_store(STORE_BYTES)
     assert extent
     file.drop_clean()
-    file.stored(extent, True)
+    file.stored(extent, V2)
     assert not file.is_dirty and cache_of(file).clean_bytes == 0
 
 
@@ -233,7 +233,7 @@ def test_a_fill_begun_before_a_store_without_a_label_ended_is_ignored() -> None:
     file.write(0, b"xyz")
     extent = file.begin_store(STORE_BYTES)
     assert extent
-    file.stored(extent, False)
+    file.stored(extent, V2)
     file.set_version(V1, 3)
     assert not file.fill(0, b"abc", epoch, V1)
 
@@ -246,21 +246,47 @@ def test_a_fill_that_missed_stored_bytes_is_ignored_though_its_label_is_still_ou
     file.write(2, b"z")
     second = file.begin_store(STORE_BYTES)
     assert first and second
-    file.stored(second, True)
+    file.stored(second, V3)
     assert not file.fill(0, b"abc", epoch, V1)
-    file.stored(first, True)
+    file.stored(first, V2)
     file.advance_version(V3, 3)
     assert file.read(0, 3, 3) is None
 
 
-def test_a_store_that_met_another_version_leaves_clean_blocks_alone() -> None:
+def test_a_store_that_another_client_overtook_changes_nothing_that_is_newer() -> None:
+    """The break and what comes after it arrive before the store's reply, which waits for everyone's acknowledgement."""
     file = filled(b"abc")
     file.write(0, b"xyz")
     extent = file.begin_store(STORE_BYTES)
     assert extent
-    file.stored(extent, False)
+    file.drop_clean()
+    file.set_version(V3, 3)
+    file.stored(extent, V2)
     assert not file.is_dirty
-    assert file.read(0, 3, 3) == b"abc"
+    assert file.read(0, 3, 3) is None
+    assert file.fill(0, b"Xyz", file.fill_epoch, V3)
+    assert file.read(0, 3, 3) == b"Xyz"
+
+
+def test_a_store_takes_nothing_back_in_blocks_that_are_newer() -> None:
+    file = filled(b"abc")
+    file.write(0, b"xyz")
+    extent = file.begin_store(STORE_BYTES)
+    assert extent
+    file.drop_clean()
+    file.set_version(V3, 3)
+    assert file.fill(0, b"Xyz", file.fill_epoch, V3)
+    file.stored(extent, V2)
+    assert file.read(0, 3, 3) == b"Xyz"
+
+
+def test_a_truncation_that_another_client_overtook_cuts_nothing_that_is_newer() -> None:
+    file = filled(b"abc")
+    file.drop_clean()
+    file.set_version(V3, 5)
+    file.truncate(2, V2)
+    assert file.fill(0, b"ab\0de", file.fill_epoch, V3)
+    assert file.read(0, 5, 5) == b"ab\0de"
 
 
 def test_a_write_during_a_store_stays_dirty() -> None:
@@ -270,7 +296,7 @@ def test_a_write_during_a_store_stays_dirty() -> None:
     assert extent
     file.write(1, b"bb")
     assert extent.data == b"aaaa"
-    file.stored(extent, True)
+    file.stored(extent, V2)
     assert file.dirty_bytes == 2
     assert file.read(0, 4, 4) == b"abba"
 
@@ -297,7 +323,7 @@ def test_no_byte_is_stored_twice_at_the_same_time() -> None:
     assert (before.offset, before.length) == (0, 4)
     assert (after.offset, after.length) == (8, 4)
     assert file.begin_store(STORE_BYTES) is None
-    file.stored(first, True)
+    file.stored(first, V2)
     again = file.begin_store(STORE_BYTES)
     assert again and (again.offset, again.data) == (4, b"bbbb")
 
@@ -338,7 +364,7 @@ def test_truncation_cuts_every_layer() -> None:
     file = filled(pattern(2 * BLOCK_BYTES))
     file.write(100, b"x" * 100)
     file.write(BLOCK_BYTES, b"y")
-    file.truncate(150)
+    file.truncate(150, V2)
     file.advance_version(V2, 150)
     assert (file.dirty_bytes, file.dirty_end, cache_of(file).clean_bytes) == (50, 150, 150)
     file.write(300, b"z")

@@ -182,7 +182,7 @@ class Contents(RuleBasedStateMachine):
         for i in [i for i in self.dirty if i >= size]:
             del self.dirty[i]
         known = self.label()
-        self.file.truncate(size)
+        self.file.truncate(size, (0, self.server.version))
         if known == before:
             self.file.advance_version((0, self.server.version), size)
         else:
@@ -242,11 +242,11 @@ class Contents(RuleBasedStateMachine):
         store = answered[which % len(answered)]
         assert store.before is not None
         self.stores.remove(store)
-        if store.before == self.label():
-            self.file.stored(store.extent, True)
+        label = self.label()
+        self.file.stored(store.extent, (0, store.before + 1))
+        if store.before == label:
             self.file.advance_version((0, store.before + 1), store.size_after)
         else:
-            self.file.stored(store.extent, False)
             self.learn(store.before + 1, store.size_after)
 
     @precondition(lambda self: self.stores)

@@ -153,7 +153,7 @@ class SharedPages:
                 self.file.drop_clean(keep_twins=True)
                 self.begin_drop()
         else:
-            self.file.stored(extent, True)
+            self.file.stored(extent, (0, before + 1))
             if self.file.version == (0, before):
                 self.file.advance_version((0, before + 1), SIZE)
             elif self.file.version is not None and self.file.version < (0, before + 1):

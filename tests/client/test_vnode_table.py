@@ -371,6 +371,18 @@ def test_an_own_store_after_an_unseen_change_of_anothers_costs_the_pages(table: 
     assert contents.version == (1, 3)
 
 
+def test_a_change_of_anothers_after_a_reset_costs_the_pages_though_own_stores_are_under_way(table: VnodeTable) -> None:
+    """The reply of version 3 came before that of version 2, which is repeated after the server was away."""
+    vnode, contents = file_with_block(table)
+    table.install_own_data(promised(FILE, status(version=3, ctime=3, size=4)), begin_call(table))
+    table.reset(table.volumes[1].server)
+    table.volumes.confirm(table.volumes[1], begin_call(table))
+    install(table, promised(FILE, status(version=7, ctime=7, size=4)))
+    assert table.valid(vnode, 0.0)
+    assert contents.read(0, 4, 4) is None
+    assert contents.version == (1, 7)
+
+
 def test_when_too_many_breaks_are_to_be_remembered_all_calls_in_flight_lose_their_promises(table: VnodeTable) -> None:
     mark = begin_call(table)
     break_promises(table, *(break_data(Fid(1, 100 + n, 1)) for n in range(MAX_REMEMBERED_BREAKS + 1)))
