@@ -143,10 +143,10 @@ class FileContents:
         return True
 
     def truncate(self, size: int, version: Version) -> None:
-        """Follow a truncation (or extension) to `size`, which this client made and the server has accepted as `version`.
+        """Follow a truncation (or extension) to `size`, which this client made and the server has accepted.
 
-        That is for `advance_version` or `set_version`, in the same step. A label that is newer has a size of its own.
-        Dirty bytes past `size` go; bytes in storing stay.
+        `version`, which it made, is for `advance_version` or `set_version` in the same step. A label that is newer has
+        a size of its own. Dirty bytes past `size` go; bytes in storing stay.
         """
         self.fill_epoch += 1
         self.discard_dirty(size, None)
@@ -273,22 +273,25 @@ class FileContents:
         """Whether this byte is dirty or storing."""
         return self._covered(offset, offset + 1)
 
-    def write(self, offset: int, data: Buffer, *, mapped: bool = False, promised: bool = False) -> None:
+    def write(
+        self, offset: int, data: Buffer, *, mapped: bool = False, promised: bool = False, reach: int = 0
+    ) -> None:
         """Lay `data` over everything. Bytes objects may be kept; other buffers are copied.
 
         `mapped`: these may be whole pages of which a process wrote only some bytes through a mapping. `promised`: the
         server would tell before it accepted another client's change, so what equals the clean bytes equals its own.
+        `reach`: the server's size, as far as is known; behind an end from before that the kernel's pages have zeros.
         """
         before = self._dirty.size_bytes
         if mapped and offset % PAGE_BYTES == 0 and len(data):
-            self._write_pages(offset, bytes(data), promised)
+            self._write_pages(offset, bytes(data), promised, reach)
         else:
             self._dirty.write_certain(offset, data)
         self.given(offset, data)
         self._cache.dirty_bytes += self._dirty.size_bytes - before
         self._cache.evict()
 
-    def _write_pages(self, offset: int, data: bytes, promised: bool) -> None:
+    def _write_pages(self, offset: int, data: bytes, promised: bool, reach: int) -> None:
         """Take what may be pages written back from a mapping: all at once if nothing is special about them."""
         end = offset + len(data)
         blocks = range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
@@ -297,7 +300,7 @@ class FileContents:
             self._dirty.write_certain(offset, data)
         elif self._twins or not self._presume(offset, data, promised):
             for at in range(offset, end, PAGE_BYTES):
-                self._write_page(at, data[at - offset : at - offset + PAGE_BYTES], promised)
+                self._write_page(at, data[at - offset : at - offset + PAGE_BYTES], promised, reach)
 
     def _presume(self, offset: int, data: bytes, promised: bool) -> bool:
         """Make whole pages dirty, if none of their bytes is, and it is known what the server has; else return False."""
@@ -310,10 +313,12 @@ class FileContents:
         self._dirty.write_presumed(offset, data, bytes(known), self.version)
         return True
 
-    def _write_page(self, at: int, page: bytes, promised: bool) -> None:
+    def _write_page(self, at: int, page: bytes, promised: bool, reach: int) -> None:
         end = at + len(page)
         known: bytes | memoryview | None = self._twins.of(at, len(page))
-        if known is None and promised and self.version is not None:
+        if known is not None:
+            known = known.ljust(min(end, reach) - at, b"\0")
+        elif promised and self.version is not None:
             base = self._dirty.presumed.get(at // PAGE_BYTES)
             if base is not None and len(base) == len(page):
                 self._dirty.write(at, page)

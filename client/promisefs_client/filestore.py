@@ -214,7 +214,8 @@ class FileStore:
             if state.failure is not None and self._cache.dirty_bytes > self._cache.limit_bytes:
                 raise state.failure  # no more can be kept, and the server does not take it
             state = self._state(vnode)
-        contents.write(offset, data, mapped=vnode.read_write_opens > 0, promised=self._cell.valid(vnode))
+        mapped, promised = vnode.read_write_opens > 0, self._cell.valid(vnode)
+        contents.write(offset, data, mapped=mapped, promised=promised, reach=vnode.status.size)
         if not contents.is_dirty:
             return  # pages written back for a break, with nothing of our own in them
         vnode.written_ns = time.time_ns()

@@ -573,6 +573,27 @@ def test_a_page_read_again_during_a_drop_is_compared_with_what_was_read() -> Non
     assert stored_bytes(contents) == [(3, b"A")]
 
 
+def test_zeros_behind_the_end_that_a_block_was_read_with_are_as_they_were_given() -> None:
+    """The file has been made longer since, here: the kernel has read zeros there."""
+    contents = FileContents(PageCache(1 << 20))
+    contents.set_version(V1, 3)
+    contents.fill(0, b"abc", contents.fill_epoch, V1)
+    contents.advance_version(V2, 8)
+    contents.drop_clean(keep_twins=True)
+    contents.write(0, b"aXc" + bytes(3) + b"Y" + bytes(1), mapped=True)
+    assert stored_bytes(contents) == [(1, b"X"), (6, b"Y")]
+
+
+def test_zeros_behind_an_end_that_moved_elsewhere_are_the_kernels_own() -> None:
+    """It was told the new size before it wrote the page back, and there are others' bytes at the server."""
+    contents = FileContents(PageCache(1 << 20))
+    contents.set_version(V1, 3)
+    contents.fill(0, b"abc", contents.fill_epoch, V1)
+    contents.drop_clean(keep_twins=True)
+    contents.write(0, b"aXc" + bytes(6), mapped=True, reach=7)
+    assert stored_bytes(contents) == [(1, b"X"), (7, bytes(2))]
+
+
 def test_a_mapping_that_changes_a_byte_back_to_an_older_value_has_written_it() -> None:
     contents = mapped_file()
     contents.drop_clean(keep_twins=True)

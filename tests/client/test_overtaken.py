@@ -9,7 +9,7 @@ from client_mount import ClientMount, World, settled
 from promisefs_client.attributes import attributes_of
 from promisefs_client.vnode import Vnode
 from promisefs_protocol.ids import Fid
-from promisefs_protocol.messages import StoreData, StoreStatus
+from promisefs_protocol.messages import StoreData
 from server_cell import Client, in_background
 
 
@@ -36,19 +36,6 @@ async def test_a_store_that_was_overtaken_does_not_bring_its_bytes_back(world: W
         assert storing.done and storing.error is None
     assert mount.cell.valid(vnode)
     assert await mount.read(vnode) == b"Xbc"
-
-
-async def test_a_truncation_that_was_overtaken_does_not_cut_what_is_newer(world: World, mount: ClientMount) -> None:
-    other, fid, vnode = await shared_file(world, mount, b"old")
-    mount.session.hold_after[StoreStatus] = gate = trio.Event()
-    cut = mount.files.truncate(vnode, StoreStatus(fid, None, None, None, 1, None, None))
-    async with in_background(cut) as cutting:
-        await other.store(fid, b"XYZ", 1)
-        assert await mount.read(vnode) == b"oXYZ"
-        gate.set()
-        await settled()
-        assert cutting.done and cutting.error is None
-    assert await mount.read(vnode) == b"oXYZ"
 
 
 async def test_what_the_kernel_may_not_have_taken_is_not_what_it_was_told(world: World, mount: ClientMount) -> None:
