@@ -273,9 +273,7 @@ class FileContents:
         """Whether this byte is dirty or storing."""
         return self._covered(offset, offset + 1)
 
-    def write(
-        self, offset: int, data: Buffer, *, mapped: bool = False, promised: bool = False, reach: int = 0
-    ) -> None:
+    def write(self, offset: int, data: Buffer, *, mapped: bool = False, promised: bool = False, reach: int = 0) -> None:
         """Lay `data` over everything. Bytes objects may be kept; other buffers are copied.
 
         `mapped`: these may be whole pages of which a process wrote only some bytes through a mapping. `promised`: the
