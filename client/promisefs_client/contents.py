@@ -313,10 +313,9 @@ class FileContents:
 
     def _write_page(self, at: int, page: bytes, promised: bool, reach: int) -> None:
         end = at + len(page)
-        known: bytes | memoryview | None = self._twins.of(at, len(page))
-        if known is not None:
-            known = known.ljust(min(end, reach) - at, b"\0")
-        elif promised and self.version is not None:
+        twin = self._twins.of(at, len(page))
+        known: bytes | memoryview | None = None if twin is None else twin.ljust(min(end, reach) - at, b"\0")
+        if known is None and promised and self.version is not None:
             base = self._dirty.presumed.get(at // PAGE_BYTES)
             if base is not None and len(base) == len(page):
                 self._dirty.write(at, page)
