@@ -30,7 +30,8 @@ for option in "$@"; do
 done
 
 say() { printf 'setup: %s\n' "$*" >&2; }
-have() { command -v "$1" >/dev/null 2>&1; }
+# Some of Debian's tools are where only root looks for programs.
+have() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1; }
 
 # Everything that decides what ends up in .venv. The path is part of it: editable installs do not survive a move.
 wanted_stamp() { printf '%s %s\n' "$(cat "$root/pyproject.toml" "$root/scripts/setup.sh" | sha256sum | cut -d' ' -f1)" "$root"; }
