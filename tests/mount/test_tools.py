@@ -306,24 +306,3 @@ def test_shutil(cell: View, source: Path) -> None:
     shutil.rmtree(cell.b / "moved")
     shutil.rmtree(cell.a / "many")
     assert sorted(os.listdir(cell.b)) == ["archive.tar.gz", "unpacked"]
-
-
-def test_tools_leave_no_descriptor_open_in_the_daemons(cell: View, source: Path) -> None:
-    def open_descriptors() -> list[int]:
-        pids = [mount.pid for mount in cell.running.mounts.values()]
-        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
-
-    def threads() -> list[int]:
-        return [len(os.listdir(f"/proc/{mount.pid}/task")) for mount in cell.running.mounts.values()]
-
-    def work() -> None:
-        run("cp", "-a", source, cell.a / "copy")
-        assert_same_trees(cell.a / "copy", cell.b / "copy")
-        run("rm", "-r", cell.b / "copy")
-
-    work()
-    before, threads_before = open_descriptors(), threads()
-    for _ in range(3):
-        work()
-    assert open_descriptors() == before
-    assert all(now <= then + 4 for now, then in zip(threads(), threads_before, strict=True))
