@@ -29,6 +29,7 @@ from .filestore import FileStore
 from .growth import show_end
 from .mount_points import MountPoints
 from .namespace import Namespace, Owner
+from .privileges import keeps_privileges, mode_without_privileges
 from .readahead import Readahead
 from .session import ServerUnavailable
 from .vnode import Vnode
@@ -80,12 +81,13 @@ def _handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corou
 
 
 class _OpenFile:
-    __slots__ = ("_appends", "readahead", "reads_and_writes", "vnode")
+    __slots__ = ("_appends", "keeps_privileges", "readahead", "reads_and_writes", "vnode")
 
-    def __init__(self, vnode: Vnode, flags: int) -> None:
+    def __init__(self, vnode: Vnode, flags: int, uid: int) -> None:
         self.vnode = vnode
         self._appends = bool(flags & os.O_APPEND)
         self.reads_and_writes = flags & os.O_ACCMODE == os.O_RDWR
+        self.keeps_privileges = keeps_privileges(uid)
         self.readahead = Readahead()
 
     def appends(self, offset: int) -> bool:
@@ -269,9 +271,12 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         vnode = self._vnode(inode)
+        mode = attr.st_mode if fields.update_mode else None
+        if fields.update_size and mode is None and not keeps_privileges(ctx.uid):
+            mode = mode_without_privileges(vnode.status.mode)
         change = StoreStatus(
             vnode.fid,
-            mode=attr.st_mode & _PERMISSIONS if fields.update_mode else None,
+            mode=None if mode is None else mode & _PERMISSIONS,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
             size=attr.st_size if fields.update_size else None,
@@ -281,11 +286,14 @@ class Operations(pyfuse3.Operations):
         if change.size is not None:
             await self._files.truncate(vnode, change)
         else:
-            async with self._cell.ask(change) as answer:
-                self._table.install(answer.reply.entry, answer.mark)
+            await self._change(change)
         if vnode.is_dirty and change.mtime_ns is not None:
             vnode.pending_mtime_ns = vnode.written_ns = change.mtime_ns  # what is stored later must not undo it
         return self._attributes(vnode)
+
+    async def _change(self, change: StoreStatus) -> None:
+        async with self._cell.ask(change) as answer:
+            self._table.install(answer.reply.entry, answer.mark)
 
     @_handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -305,7 +313,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         vnode = await self._count_as_open(self._vnode(inode), flags)
-        return self._give_handle(vnode, flags)
+        return self._give_handle(vnode, flags, ctx.uid)
 
     async def _count_as_open(self, vnode: Vnode, flags: int) -> Vnode:
         """Open an existing file: it counts as open before it is validated, so that no removal passes in between.
@@ -329,11 +337,11 @@ class Operations(pyfuse3.Operations):
             raise
         return vnode
 
-    def _give_handle(self, vnode: Vnode, flags: int) -> pyfuse3.FileInfo:
+    def _give_handle(self, vnode: Vnode, flags: int, uid: int) -> pyfuse3.FileInfo:
         """A handle for a vnode that is counted as open already."""
         vnode.kernel_pages = True
         handle = self._new_handle()
-        file = self._open_files[handle] = _OpenFile(vnode, flags)
+        file = self._open_files[handle] = _OpenFile(vnode, flags, uid)
         vnode.read_write_opens += file.reads_and_writes
         self._table.open_mmaps.opened(vnode, handle)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
@@ -350,7 +358,7 @@ class Operations(pyfuse3.Operations):
             if refusal.errno != errno.EEXIST or flags & os.O_EXCL:
                 raise
             vnode = await self._open_existing(directory, name, flags)
-        return self._give_handle(vnode, flags), self._entry(directory, name, vnode)
+        return self._give_handle(vnode, flags, ctx.uid), self._entry(directory, name, vnode)
 
     async def _open_existing(self, directory: Vnode, name: bytes, flags: int) -> Vnode:
         """Another mount made the file after the kernel had looked it up. Count it as open and return it."""
@@ -369,6 +377,8 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self._open_files[fh]
         vnode = file.vnode
+        if not file.keeps_privileges and (mode := mode_without_privileges(vnode.status.mode)) is not None:
+            await self._change(StoreStatus(vnode.fid, mode & _PERMISSIONS, None, None, None, None, None))
         kernels_end = off + len(buf)
         if vnode.shown_at is not None and off <= vnode.shown_at < kernels_end:
             # The write was under way to us when that byte was shown, and may lie under it in the kernel.
