@@ -384,6 +384,8 @@ def test_sigterm_stores_what_mappings_hold(make_cell: MakeCell) -> None:
 def test_the_end_of_a_mount_stores_what_could_not_be_stored_before(make_cell: MakeCell, how: str) -> None:
     cell = make_cell(server_options=LEASE, mount_options="timeout=1")
     content = unstored(cell, cell.mountpoint("m1") / "f")
+    # At its end it tries for `timeout`, a second here: on a busy machine it takes as long to find the server.
+    wait_until(lambda: status_of(cell.mountpoint("m1"))["connected"], "the server is found")
     if how == "SIGTERM":
         os.kill(cell.mounts["m1"].pid, signal.SIGTERM)
     else:
