@@ -18,6 +18,7 @@ class AbortCode(enum.IntEnum):
     PERM = 1
     NOENT = 2
     IO = 5
+    AGAIN = 11  # another's lock is in the way
     ACCES = 13
     BUSY = 16
     EXIST = 17
@@ -29,7 +30,9 @@ class AbortCode(enum.IntEnum):
     NOSPC = 28
     ROFS = 30
     MLINK = 31
+    DEADLK = 35  # the owner of a lock in the way waits, maybe through others, for one of the caller's
     NAMETOOLONG = 36
+    NOLCK = 37  # too many locks, or too many waiting
     NOTEMPTY = 39
     LOOP = 40
     NODATA = 61
@@ -55,6 +58,7 @@ _ERRNO: dict[AbortCode, int] = {
     AbortCode.PERM: errno.EPERM,
     AbortCode.NOENT: errno.ENOENT,
     AbortCode.IO: errno.EIO,
+    AbortCode.AGAIN: errno.EAGAIN,
     AbortCode.ACCES: errno.EACCES,
     AbortCode.BUSY: errno.EBUSY,
     AbortCode.EXIST: errno.EEXIST,
@@ -66,7 +70,9 @@ _ERRNO: dict[AbortCode, int] = {
     AbortCode.NOSPC: errno.ENOSPC,
     AbortCode.ROFS: errno.EROFS,
     AbortCode.MLINK: errno.EMLINK,
+    AbortCode.DEADLK: errno.EDEADLK,
     AbortCode.NAMETOOLONG: errno.ENAMETOOLONG,
+    AbortCode.NOLCK: errno.ENOLCK,
     AbortCode.NOTEMPTY: errno.ENOTEMPTY,
     AbortCode.LOOP: errno.ELOOP,
     AbortCode.NODATA: errno.ENODATA,

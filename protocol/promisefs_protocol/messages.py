@@ -1,10 +1,11 @@
 """Every call of the protocol: its name, its arguments, its reply.
 
 Methods keep AFS's names. Names that AFS does not have: HELLO, CB.RenewLease, FS.Sync, FS.AppendData, FS.GiveUpOpen,
-mount points, the xattr calls, and RenameVolume. A request or reply is a NamedTuple; bulk bytes (file contents, xattr
-values) travel beside it, see `connection`. Directions: FS.* and VL.* from the client on its *calls* connection;
-CB.RenewLease from the client, every other CB.* from the server, on the client's *callbacks* connection; the
-administration of volumes on the server's control socket only, a Unix socket in its store, without HELLO.
+FS.GetLock, FS.CancelLock, CB.AnswerLocks, mount points, the xattr calls, and RenameVolume. A request or reply is a
+NamedTuple; bulk bytes (file contents, xattr values) travel beside it, see `connection`. Directions: FS.* and VL.* from
+the client on its *calls* connection; CB.RenewLease from the client, every other CB.* from the server, on the client's
+*callbacks* connection; the administration of volumes on the server's control socket only, a Unix socket in its store,
+without HELLO.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .ids import (
     TimeNs,
     Uuid,
 )
+from .locks import HeldLock, Lock, LockOwner
 
 PROTOCOL_VERSION = 1
 MAX_BULK_BYTES = 1 << 20
@@ -372,6 +374,87 @@ class RemoveXattr(NamedTuple):
     name: XattrName
 
 
+# FS: locks
+
+
+class SetLock(NamedTuple):
+    """Have the owner hold this lock, in place of what it holds of that range.
+
+    Aborts AGAIN if another's is in the way and the caller does not `wait`, DEADLK if waiting would never end, NOLCK at
+    a limit. A flock of the other kind is given up first, whatever becomes of this call. A repeated call finds its place
+    in the queue by `request`, the caller's own number for it.
+    """
+
+    fid: Fid
+    owner: LockOwner
+    lock: Lock
+    request: U64
+    wait: bool
+
+
+class SetLockReply(NamedTuple):
+    """Not `granted`: it waits, and CB.AnswerLocks tells.
+
+    `order` grows with each change of a lock at this run of the server, whatever connections the replies take.
+    """
+
+    order: U64
+    granted: bool
+
+
+class CancelLock(NamedTuple):
+    """The caller does not want to wait any longer. Replied `granted` if the owner has the lock by now, and keeps it."""
+
+    fid: Fid
+    owner: LockOwner
+    lock: Lock
+    request: U64
+
+
+class ReleaseLock(NamedTuple):
+    """The owner holds nothing of this range from now on. What waits goes on waiting."""
+
+    fid: Fid
+    owner: LockOwner
+    start: Size
+    end: Size
+
+
+class ReleaseLockReply(NamedTuple):
+    order: U64
+
+
+class GetLock(NamedTuple):
+    """What would be in the way of this lock?"""
+
+    fid: Fid
+    owner: LockOwner
+    lock: Lock
+
+
+class GetLockReply(NamedTuple):
+    """The first, or None. Its pid is 0 if it is another client's."""
+
+    lock: Lock | None
+
+
+class ExtendLock(NamedTuple):
+    """Said after every HELLO on *calls*, before anything else that could need a lock: what the client holds.
+
+    `reclaim`: the run of the server that gave the locks is over, and the lease never ended since. `done`: that is all.
+    """
+
+    locks: Annotated[tuple[HeldLock, ...], length_range(0, MAX_LIST)]
+    reclaim: bool
+    done: bool
+
+
+class ExtendLockReply(NamedTuple):
+    """Positions in the list of the locks that the client does not hold any more."""
+
+    lost: Annotated[tuple[U32, ...], length_range(0, MAX_LIST)]
+
+
 # FS: promises and volumes
 
 
@@ -502,6 +585,20 @@ class InitCallBackState3(NamedTuple):
     server: Uuid
 
 
+class LockAnswer(NamedTuple):
+    """`code` 0: the lock has been granted; else the abort code that SetLock would have given."""
+
+    request: U64
+    order: U64
+    code: U32
+
+
+class AnswerLocks(NamedTuple):
+    """SetLock calls that had to wait need not any longer. Lost with the connection: SetLock is then repeated."""
+
+    answers: Annotated[tuple[LockAnswer, ...], length_range(0, MAX_LIST)]
+
+
 class Probe(NamedTuple):
     """Are you there?"""
 
@@ -546,6 +643,11 @@ _METHODS = (
     _method("FS.ListXattrs", ListXattrs, ListXattrsReply),
     _method("FS.SetXattr", SetXattr, StatusReply),
     _method("FS.RemoveXattr", RemoveXattr, StatusReply),
+    _method("FS.SetLock", SetLock, SetLockReply),
+    _method("FS.CancelLock", CancelLock, SetLockReply),
+    _method("FS.ReleaseLock", ReleaseLock, ReleaseLockReply),
+    _method("FS.GetLock", GetLock, GetLockReply),
+    _method("FS.ExtendLock", ExtendLock, ExtendLockReply),
     _method("FS.GiveUpCallBacks", GiveUpCallBacks, Empty),
     _method("FS.GiveUpAllCallBacks", GiveUpAllCallBacks, Empty),
     _method("FS.GiveUpOpen", GiveUpOpen, Empty),
@@ -559,6 +661,7 @@ _METHODS = (
     _method("CB.RenewLease", RenewLease, Empty),
     _method("CB.CallBack", CallBack, CallBackReply),
     _method("CB.InitCallBackState3", InitCallBackState3, Empty),
+    _method("CB.AnswerLocks", AnswerLocks, Empty),
     _method("CB.Probe", Probe, Empty),
 )
 

@@ -10,12 +10,23 @@ from typing import Any, ForwardRef
 from promisefs_protocol import messages
 from promisefs_protocol.abort import AbortCode, errno_of
 from promisefs_protocol.ids import Fid, PromisedStatus, Status
-from promisefs_protocol.messages import CONTROL_METHODS, METHODS, Break, Operation, VolumeEntry, VolumeInfo
+from promisefs_protocol.locks import HeldLock, Lock, LockOwner
+from promisefs_protocol.messages import (
+    CONTROL_METHODS,
+    METHODS,
+    Break,
+    LockAnswer,
+    Operation,
+    VolumeEntry,
+    VolumeInfo,
+)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
 MARK = "<!-- {name}: made by tests/protocol/method_table.py -->\n"
 END = "\n<!-- end -->"
-PARTS: tuple[type[Any], ...] = (Fid, Status, PromisedStatus, Operation, Break, VolumeEntry, VolumeInfo)
+PARTS: tuple[type[Any], ...] = (
+    Fid, Status, PromisedStatus, Operation, Break, LockOwner, Lock, HeldLock, LockAnswer, VolumeEntry, VolumeInfo
+)  # fmt: skip
 
 
 def type_text(annotation: str) -> str:

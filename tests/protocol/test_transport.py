@@ -310,7 +310,7 @@ async def test_aborts_reach_the_caller() -> None:
         (ExceptionGroup("two", [ValueError(), KeyError()]), AbortCode.INTERNAL),
         (OSError(errno.ENOSPC, "No space"), AbortCode.NOSPC),
         (OSError(errno.ENAMETOOLONG, "\udcff"), AbortCode.NAMETOOLONG),
-        (OSError(errno.EDEADLK, "?"), AbortCode.IO),
+        (OSError(errno.EMFILE, "?"), AbortCode.IO),
         (OSError("no errno"), AbortCode.IO),
     ],
     ids=ascii,
