@@ -3,7 +3,7 @@
 The file: MAGIC, SHA-256 of the rest, then msgpack of
 
     [server uuid, how often the server had been started, nanoseconds since the epoch,
-     [[host uuid, stale, in doubt, past unknown, vnode keys, seconds left, recalled vnode keys], ...]]
+     [[host uuid, stale, in doubt, past unknown, vnode keys, seconds left, recalled vnode keys, locks], ...]]
 
 where keys are arrays of big-endian 64 bit numbers, and seconds of as many 32 bit numbers. It is used at most once:
 whoever loads it deletes it first, and it counts only if it was written by the very run before. The time between is not
@@ -30,7 +30,7 @@ from .datafiles import sync_path
 log = logging.getLogger(__name__)
 
 STATE_NAME = "callback-state"
-MAGIC = b"promisefs callback state 2\n"
+MAGIC = b"promisefs callback state 3\n"
 MAX_AGE_S = 30 * 60
 MAX_STATE_BYTES = 256 << 20
 
@@ -46,6 +46,8 @@ class SavedHost(NamedTuple):
     """(vnode key, seconds left when it was saved); none of a stale host."""
     recalled: list[int]
     """`Host.recalled`."""
+    locks: bool
+    """It held locks, or may have."""
 
 
 def save(path: Path, server: bytes, starts: int, now_ns: int, hosts: Iterable[SavedHost]) -> None:
@@ -55,7 +57,7 @@ def save(path: Path, server: bytes, starts: int, now_ns: int, hosts: Iterable[Sa
         keys = _packed("Q", [key for key, _ in host.promises])
         seconds = _packed("I", [left for _, left in host.promises])
         packed_hosts.append(
-            [host.uuid, host.stale, host.in_doubt, host.unknown, keys, seconds, _packed("Q", host.recalled)]
+            [host.uuid, host.stale, host.in_doubt, host.unknown, keys, seconds, _packed("Q", host.recalled), host.locks]
         )
     body = msgpack.packb([server, starts, now_ns, packed_hosts])
     temporary = path.with_name(path.name + ".new")
@@ -106,9 +108,9 @@ def _checked(content: bytes, server: bytes, starts: int, now_ns: int) -> list[Sa
     if not 0 <= age_s < MAX_AGE_S:
         raise FieldError(f"they are {age_s} s old; the limit is {MAX_AGE_S}")
     hosts = []
-    for uuid, stale, in_doubt, unknown, keys, seconds, recalled in packed_hosts:
+    for uuid, stale, in_doubt, unknown, keys, seconds, recalled, locks in packed_hosts:
         promises = list(zip(_unpacked("Q", keys), _unpacked("I", seconds), strict=True))
-        hosts.append(SavedHost(uuid, stale, in_doubt, unknown, promises, list(_unpacked("Q", recalled))))
+        hosts.append(SavedHost(uuid, stale, in_doubt, unknown, promises, list(_unpacked("Q", recalled)), locks))
     return hosts
 
 

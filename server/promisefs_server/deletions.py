@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import trio
 
@@ -32,10 +32,13 @@ class Deletions:
         self._deleting = trio.Lock()
         self._wake = trio.Event()
         self._done = trio.Event()
+        self.on_gone: Callable[[Sequence[int]], None] = lambda keys: None
 
     def add(self, keys: Iterable[int]) -> None:
         """These vnodes' rows are gone."""
-        for key in keys:
+        gone = list(keys)
+        self.on_gone(gone)
+        for key in gone:
             self._store.files.discard(key)
             self._pending.append(key)
         if self._pending:

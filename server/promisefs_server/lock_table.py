@@ -87,6 +87,10 @@ class LockTable:
     def holds(self, host: int) -> bool:
         return host in self._pieces_of_host
 
+    def files(self) -> set[int]:
+        """Those that somebody has a lock on or waits for."""
+        return {key for key, _ in self._books}
+
     # What hosts ask for
 
     def set(self, key: int, owner: Owner, lock: Lock, request: int, *, wait: bool) -> tuple[int, bool]:
@@ -160,15 +164,15 @@ class LockTable:
                 self._put(key, owner, *WHOLE_FILE, None)
         self._wake(dict.fromkeys(books))
 
-    def drop_files(self, keys: range, code: AbortCode) -> None:
-        """Files with these keys are not here any more; who waits for one is told so."""
-        for book_key in [k for k in self._books if k[0] in keys]:
-            book = self._books[book_key]
+    def drop_files(self, keys: Iterable[int], code: AbortCode) -> None:
+        """These files are not here any more; who waits for one is told so."""
+        for key, flock in [(key, flock) for key in keys for flock in (False, True)]:
+            book = self._book(key, flock)
             for waiter in list(book.waiting):
                 self._dequeue(waiter)
                 self._answer(waiter, code)
             for owner in list(book.held):
-                self._put(book_key[0], owner, *WHOLE_FILE, None)
+                self._put(key, owner, *WHOLE_FILE, None)
 
     def resume(self) -> None:
         """Not paused any longer: everybody gets what he can get."""

@@ -32,8 +32,10 @@ from .database import is_full
 from .deletions import Deletions
 from .durability import Durability
 from .hosts import FORGOTTEN_AFTER_S, MAX_HOSTS, Host, HostTable
+from .lock_keeper import LockKeeper
 from .operations import Later, Operation, Parts
 from .operations_data import DataOperations
+from .operations_locks import LockOperations
 from .operations_names import NameOperations
 from .operations_read import ReadOperations
 from .promises import MAX_PROMISES, PromiseTable
@@ -42,7 +44,7 @@ from .store import Store
 from .vnode_locks import VnodeLocks
 from .vnodes import key_of
 from .volume_remains import VolumeRemains
-from .volumes import VolumeState
+from .volumes import VNODE_BITS, VolumeState
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,8 @@ class Fileserver:
         self.locks = VnodeLocks()
         self.remains = VolumeRemains(store)
         self.breaker: Breaker
-        """Present from when `run` has started."""
+        self.lock_keeper: LockKeeper
+        """Both present from when `run` has started."""
         self.operations: dict[type, Operation] = {}
         self.draining = False
         self.calls_served = 0
@@ -101,6 +104,8 @@ class Fileserver:
                 )
                 self.breaker.on_not_open = self.not_open
                 self.breaker.orphans_of = self._orphans_of
+                self.lock_keeper = LockKeeper(self.hosts, self.breaker, background)
+                self.deletions.on_gone = self.lock_keeper.files_gone
                 self._restore_hosts()
                 self._make_operations()
                 background.start_soon(self.durability.run)
@@ -172,6 +177,9 @@ class Fileserver:
 
     async def _announce_volumes(self) -> None:
         """What volumes there are, or their names, has just changed."""
+        there = {volume.volume for volume in self.store.volumes.in_state(VolumeState.HERE)}
+        gone = [key for key in self.lock_keeper.table.files() if key >> VNODE_BITS not in there]
+        self.lock_keeper.files_gone(gone, AbortCode.VNOVOL)
         await self.breaker.settle(self.breaker.mark_all_stale())
 
     async def _drain(self) -> None:
@@ -249,7 +257,8 @@ class Fileserver:
 
     def _make_operations(self) -> None:
         parts = Parts(self.store, self.breaker, self.durability, self.deletions, self.locks)
-        for operations in (ReadOperations(parts), NameOperations(parts), DataOperations(parts)):
+        locks = LockOperations(parts, self.lock_keeper)
+        for operations in (ReadOperations(parts), NameOperations(parts), DataOperations(parts), locks):
             self.operations.update(operations.table())
 
     # Hosts
@@ -282,6 +291,7 @@ class Fileserver:
             self.store.replies.forget(host.number)
             self.store.hosts.delete(host.number)
         self.breaker.forget(host)
+        self.lock_keeper.forget(host)
         self.hosts.remove(host)
         self.deletions.add(gone)
 
@@ -312,6 +322,7 @@ class Fileserver:
             hosts = None
         now_s = trio.current_time()
         saved = {} if hosts is None else {host.uuid: host for host in hosts}
+        held_locks: list[Host] = []
         for record in self.store.hosts.all():
             host = Host(record.number, record.uuid, record.description, silent_s=record.silent_s)
             host.lease_end_s = now_s + self.store.lease_ms / 1000
@@ -330,7 +341,10 @@ class Fileserver:
                     self.promises.restore(key, host.number, int(now_s) + left_s)
             if there is not None:
                 host.restore_recalled(there.recalled, there.unknown, now_s)
+            if there is None or there.locks:
+                held_locks.append(host)
             self.breaker.contact(host)
+        self.lock_keeper.wait_for_reclaims(held_locks, self.store.lease_ms / 1000)
         if len(self.hosts):
             log.info("%d hosts known, %d promises restored", len(self.hosts), len(self.promises))
 
@@ -343,7 +357,9 @@ class Fileserver:
                 self.breaker.mark_stale(contact)
             promises = list(self.promises.remaining(host.number, now_s))
             recalled = host.recalled(now_s)
-            saved.append(SavedHost(host.uuid, host.stale, host.in_doubt(now_s), host.past_unknown, promises, recalled))
+            locks = self.lock_keeper.table.holds(host.number) or self.lock_keeper.may_reclaim(host)
+            in_doubt = host.in_doubt(now_s)
+            saved.append(SavedHost(host.uuid, host.stale, in_doubt, host.past_unknown, promises, recalled, locks))
         return saved
 
     async def _shorten_lease(self) -> None:

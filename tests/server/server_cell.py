@@ -15,6 +15,7 @@ import trio.testing
 from promisefs_protocol.abort import Aborted
 from promisefs_protocol.ids import Fid, PromisedStatus
 from promisefs_protocol.messages import (
+    AnswerLocks,
     Break,
     CallBack,
     CallBackReply,
@@ -27,6 +28,7 @@ from promisefs_protocol.messages import (
     HelloReply,
     InitCallBackState3,
     Link,
+    LockAnswer,
     Lookup,
     MakeDir,
     Operation,
@@ -63,6 +65,7 @@ class Client:
         self.uuid = uuid or os.urandom(16)
         self.breaks: list[Break] = []
         self.inits = 0
+        self.lock_answers: list[LockAnswer] = []
         self.open_fids: set[Fid] = set()
         self.acknowledge = trio.Event()
         """Breaks are acknowledged only when it is set."""
@@ -105,6 +108,9 @@ class Client:
             self.breaks += request.breaks
             await self.acknowledge.wait()
             return CallBackReply(tuple(b.fid for b in request.breaks if b.fid in self.open_fids)), None
+        if isinstance(request, AnswerLocks):
+            self.lock_answers += request.answers
+            return Empty(), None
         assert isinstance(request, InitCallBackState3), request
         self.inits += 1
         await self.acknowledge_init.wait()

@@ -191,8 +191,8 @@ async def test_calls_in_flight_finish_before_the_end(folder: Path) -> None:
 def test_saved_state_round_trip(tmp_path: Path) -> None:
     path = tmp_path / STATE_NAME
     hosts = [
-        callback_state.SavedHost(b"a" * 16, False, False, False, [(1 << 40 | 5, 100), (1 << 62, 2**32 - 1)], [7]),
-        callback_state.SavedHost(b"b" * 16, True, True, True, [], [3, 1 << 62]),
+        callback_state.SavedHost(b"a" * 16, False, False, False, [(1 << 40 | 5, 100), (1 << 62, 2**32 - 1)], [7], True),
+        callback_state.SavedHost(b"b" * 16, True, True, True, [], [3, 1 << 62], False),
     ]
     callback_state.save(path, b"s" * 16, 7, 10**18, hosts)
     assert callback_state.take(path, b"s" * 16, 7, 10**18 + 5_000_000_000) == hosts
