@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +17,7 @@ from promisefs_protocol.messages import Break, Changed, VolumeEntry
 from promisefs_protocol.transport import Reply
 
 from .breaker import Breaker, Contact
+from .datafiles import DataFile
 from .deletions import Deletions
 from .durability import Durability
 from .store import Store
@@ -54,6 +57,20 @@ class Operations:
         """What a host may be told of a vnode now, and the promise that goes with it, in one step."""
         vnode = self._vnodes.shown(vnode)
         return PromisedStatus(vnode.fid, self._vnodes.status(vnode), self._breaker.grant(contact.host, vnode.key))
+
+    @contextlib.contextmanager
+    def data_file(self, vnode: Vnode, *, create: bool) -> Iterator[DataFile | None]:
+        """Have a vnode's data file open within the context; None if it has none yet and it is not to be made.
+
+        Raise OSError: EIO if it must have had one. Without this its bytes would read as zeros, and be zeros once
+        something is stored beside them. Removing it, and truncation to nothing, go without.
+        """
+        stored = bool(vnode.size and not vnode.sparse)
+        with self._store.files.pin(vnode.key, create=create and not stored) as file:
+            if file is None and stored:
+                path = self._store.files.path(vnode.key)
+                raise OSError(errno.EIO, f"data file {path} is missing: bring it back, or remove the file", str(path))
+            yield file
 
     def settled(self, events: Sequence[trio.Event], reply: Any) -> Reply | Later:
         """The reply to a mutation, when the others have acknowledged it."""

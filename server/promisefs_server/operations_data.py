@@ -86,7 +86,7 @@ class DataOperations(Operations):
         self._check_unchanged(contact, vnode, request)
         if not self._may_write_here(vnode, request.offset, len(bulk)):
             return partial(self._store_later, contact, request, bulk)
-        with self._store.files.pin(vnode.key, create=True) as file:
+        with self.data_file(vnode, create=True) as file:
             assert file is not None
             changed = self._commit_store(vnode, request, len(bulk))
             failure: Exception | None = None
@@ -131,7 +131,7 @@ class DataOperations(Operations):
             end = vnode.size + len(data)
             if end > MAX_FILE_BYTES:
                 raise Aborted(AbortCode.FBIG, f"files end at {MAX_FILE_BYTES} bytes")
-            with self._store.files.pin(vnode.key, create=True) as file:
+            with self.data_file(vnode, create=True) as file:
                 assert file is not None
                 if self._may_write_here(vnode, vnode.size, len(data)):
                     file.write(data, vnode.size)
@@ -169,7 +169,7 @@ class DataOperations(Operations):
 
         Raise OSError or sqlite3.Error if nothing has happened.
         """
-        with self._store.files.pin(vnode.key, create=True) as file:
+        with self.data_file(vnode, create=True) as file:
             assert file is not None
             if request.offset > vnode.size:
                 # Garbage that a crash may have left between the two must not come to light.
@@ -316,7 +316,8 @@ class DataOperations(Operations):
             data_version=vnode.data_version + 1,
         )
         what = Changed.STATUS | Changed.DATA
-        with self._store.files.pin(vnode.key, create=False) as file:
+        # One that is cut to nothing need not have its bytes any more.
+        with self.data_file(vnode if size else changed, create=False) as file:
             if size > vnode.size:
                 if file is not None:
                     # What lies beyond the old size must not come to light.

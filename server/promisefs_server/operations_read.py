@@ -104,7 +104,7 @@ class ReadOperations(Operations):
             target = self._vnodes.target(vnode.key)
             return StatusReply(entry), target[request.offset :][: request.length]
         if data:
-            with self._store.files.pin(vnode.key, create=False) as file:
+            with self.data_file(self._vnodes.shown(vnode), create=False) as file:
                 if file is not None and file.read_cached(memoryview(data), request.offset) < len(data):
                     return partial(self._fetch_from_disk, contact, request)
         return StatusReply(entry), data
@@ -119,9 +119,11 @@ class ReadOperations(Operations):
 
     async def _fetch_from_disk(self, contact: Contact, request: FetchData) -> Reply:
         vnode, entry, data = self._begin_fetch(contact, request)
-        with self._store.files.pin(vnode.key, create=False) as file:
-            if file is not None and data:
-                await trio.to_thread.run_sync(file.read_into, memoryview(data), request.offset, limiter=self._limiter)
+        if data:
+            with self.data_file(self._vnodes.shown(vnode), create=False) as file:
+                if file is not None:
+                    into = memoryview(data)
+                    await trio.to_thread.run_sync(file.read_into, into, request.offset, limiter=self._limiter)
         return StatusReply(entry), data
 
     def get_xattr(self, contact: Contact, request: GetXattr, bulk: bytes | None) -> Reply:

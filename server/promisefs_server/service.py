@@ -40,7 +40,7 @@ from .operations_names import NameOperations
 from .operations_read import ReadOperations
 from .promises import MAX_PROMISES, PromiseTable
 from .sessions import Session
-from .store import Store
+from .store import Store, store_errors
 from .vnode_locks import VnodeLocks
 from .vnodes import key_of
 from .volume_remains import VolumeRemains
@@ -97,7 +97,8 @@ class Fileserver:
         """Serve until `stop`. The store is closed when it returns or raises, marked clean only if all went well."""
         clean = False
         try:
-            await self._prepare()
+            with store_errors(self.store.folder):
+                await self._prepare()
             async with trio.open_nursery() as background:
                 self.breaker = Breaker(
                     self.hosts, self.promises, self.store.uuid, self.lease_s, background, self._max_promises
@@ -106,7 +107,8 @@ class Fileserver:
                 self.breaker.orphans_of = self._orphans_of
                 self.lock_keeper = LockKeeper(self.hosts, self.breaker, background)
                 self.deletions.on_gone = self.lock_keeper.files_gone
-                self._restore_hosts()
+                with store_errors(self.store.folder):
+                    self._restore_hosts()
                 self._make_operations()
                 background.start_soon(self.durability.run)
                 background.start_soon(self.durability.run_checkpoints)

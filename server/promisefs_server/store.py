@@ -11,6 +11,7 @@ DIR/control          while a server runs: its control socket, see control
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -41,6 +42,7 @@ SKIPPED_VNODES = 1 << 20
 """Vnode numbers left out after an unclean start. They are below 2**40, so a million such starts can be afforded."""
 DATA_NAME = "data"
 OWN_NAMES = frozenset({DATABASE_NAME, LOCK_NAME, DATA_NAME, STATE_NAME, BALLAST_NAME, CONTROL_NAME})
+_UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Store:
@@ -112,7 +114,7 @@ class Store:
     @classmethod
     def open(cls, folder: Path, now_ns: int, membership: Membership = ALONE) -> Store:
         """Open the store to serve it, or make one in an empty or new folder. Raise StoreError."""
-        with _reported(folder):
+        with store_errors(folder):
             _check_folder(folder)
             return cls._locked(folder, now_ns, membership)
 
@@ -123,7 +125,7 @@ class Store:
         That is no start: whether it was shut down cleanly, and the promises saved then, stay as they are. Raise
         StoreError.
         """
-        with _reported(folder):
+        with store_errors(folder):
             if _is_new(folder):
                 raise StoreError(f"{folder} is no promisefs store")
             return cls._locked(folder, 0, None)
@@ -158,12 +160,13 @@ class Store:
 
 
 @contextlib.contextmanager
-def _reported(folder: Path) -> Iterator[None]:
-    """Whatever goes wrong is a StoreError."""
+def store_errors(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong with the store in a folder is a StoreError."""
     try:
         yield
     except OSError as error:
-        raise StoreError(f"cannot use {folder}: {error.strerror}") from None
+        hint = "; give a directory that may be written to" if error.errno in _UNWRITABLE else ""
+        raise StoreError(f"cannot use {folder}: {error.strerror}{hint}") from None
     except sqlite3.Error as error:
         if is_full(error):
             raise StoreError(f"cannot use {folder}: the disk is full; make room on it") from None

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.messages import AppendData
 from promisefs_server.errors import StoreError
 from promisefs_server.store import Store
+from promisefs_server.vnodes import key_of
 from server_cell import running_cell
 
 
@@ -55,6 +58,42 @@ async def test_a_database_without_its_bytes_is_not_served_as_zeros(folder: Path)
             use()
     assert not (folder / "data").exists()
     (folder.parent / "elsewhere").rename(folder / "data")
+    async with running_cell(folder) as cell:
+        assert await (await cell.connected()).fetch(f) == b"precious"
+
+
+async def test_a_file_without_its_data_file_is_not_served_as_zeros(folder: Path) -> None:
+    """Nor does it become zeros by what is done to it; it can be removed, or be cut to nothing and written anew."""
+    async with running_cell(folder) as cell:
+        a = await cell.connected()
+        f, g, h, empty, hole = [(await a.create(name)).fid for name in (b"f", b"g", b"h", b"empty", b"hole")]
+        for fid in (f, g, h):
+            await a.store(fid, b"precious")
+        await a.truncate(hole, 3)
+    (folder / "data").rename(folder.parent / "elsewhere")
+    (folder / "data").mkdir()
+    async with running_cell(folder) as cell:
+        a = await cell.connected()
+        for call in (
+            lambda: a.fetch(f),
+            lambda: a.store(f, b"P"),
+            lambda: a.store(f, b"behind", 100),
+            lambda: a.call(AppendData(a.op(), f, None), b"more"),
+            lambda: a.truncate(f, 3),
+            lambda: a.truncate(f, 100),
+        ):
+            with pytest.raises(Aborted) as refusal:
+                await call()
+            assert refusal.value.code == AbortCode.IO and "missing" in refusal.value.message
+        assert (await a.stat(f)).status.size == 8
+        await a.unlink(b"g")
+        await a.truncate(h, 0)
+        await a.store(h, b"new")
+        assert await a.fetch(h) == b"new"
+        assert await a.fetch(empty) == b"" and await a.fetch(hole) == bytes(3)
+        missing = cell.server.store.files.path(key_of(f))
+    missing.parent.mkdir(parents=True, exist_ok=True)
+    (folder.parent / "elsewhere" / missing.relative_to(folder / "data")).rename(missing)
     async with running_cell(folder) as cell:
         assert await (await cell.connected()).fetch(f) == b"precious"
 
