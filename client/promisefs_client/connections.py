@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
 
 import trio
@@ -53,6 +54,9 @@ class Connections:
         address = session.address
         try:
             await nursery.start(session.run)
+        except socket.gaierror as error:
+            message = f"the server {address.host} cannot be found: {error.strerror}. Check its name"
+            raise UserError(message, ExitCode.SERVER) from None
         except OSError as error:
             raise UserError(
                 f"no promisefs server at {address}: {error.strerror or error}. Start one with 'promisefsd serve DIR'",

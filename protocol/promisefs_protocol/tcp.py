@@ -8,6 +8,7 @@ checkpoint, and whoever sends waits for a reply or for its next request.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -103,4 +104,7 @@ async def connect(address: Address) -> TcpStream:
     except OSError as failed:
         # "All attempts failed" does not say why: the first attempt's error does.
         causes = failed.__cause__
-        raise (causes.exceptions[0] if isinstance(causes, ExceptionGroup) else failed) from None
+        first = causes.exceptions[0] if isinstance(causes, ExceptionGroup) else failed
+        if isinstance(first, OSError) and first.errno and first.errno > 0:  # those of the resolver are negative
+            first = OSError(first.errno, os.strerror(first.errno))  # trio's text has a socket address in it
+        raise first from None
