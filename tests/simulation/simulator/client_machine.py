@@ -27,7 +27,6 @@ from .kernel_inodes import KernelCore
 from .kernel_names import DentryCacheModel
 from .kernel_pages import PageCacheModel
 from .network import Network
-from .world import World
 
 if TYPE_CHECKING:
     from .plan import Step
@@ -37,23 +36,21 @@ if TYPE_CHECKING:
 class _Notifier:
     """`kernel.Notifier` for the model kernel."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self.core: KernelCore
-        self.pages: PageCacheModel
+    core: KernelCore
+    pages: PageCacheModel
 
     def increment_epoch(self) -> bool:
         self.core.epoch += 1
         return True
 
     async def invalidate(self, items: Sequence[KernelWork]) -> list[KernelWork]:
-        await self._world.pause()
+        await self.core.pace.pause()
         unknown = await self.pages.notify_invalidate(items)
-        await self._world.pause()
+        await self.core.pace.pause()
         return unknown
 
     async def store(self, ino: int, offset: int, data: bytes) -> None:
-        await self._world.pause()
+        await self.core.pace.pause()
         await self.pages.notify_store(ino, offset, data)
 
 
@@ -140,7 +137,7 @@ class ClientMachine:
             vnode = table.by_ino(ino)
             return 0 if vnode is None else vnode.lookups
 
-        notifier = _Notifier(self.world)
+        notifier = _Notifier()
         kernel = KernelCaches(notifier, references)
         self.cell = cell = Cell({server: session}, locator, table, kernel, nursery, self.now)
         self.files = FileStore(cell, self.cache, self._timeout_s)

@@ -44,6 +44,14 @@ class Faults:
         """Nothing gets through in one direction or both."""
         self._network.link(f"c{client}", f"server{server}").block(seconds, up, down)
 
+    async def _stall(self, client: int, server: int, seconds: float, then_cut: bool) -> None:
+        """What the server sends on one connection stays under way for a while, then perhaps the connection breaks."""
+        link = self._network.link(f"c{client}", f"server{server}")
+        connection = link.stall(seconds)
+        if then_cut and connection is not None:
+            await trio.sleep(seconds)
+            link.cut(connection)
+
     # Servers
 
     async def _kill(self, server: int, down_s: float, lose_state: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pyfuse3
 import trio
 
-from .world import World
+from .world import Pace, World
 
 PAGE = 4096
 
@@ -160,6 +160,7 @@ class KernelCore:
         self, world: World, now: Callable[[], float], operations: pyfuse3.Operations, nursery: trio.Nursery
     ) -> None:
         self.world = world
+        self.pace = Pace(world.random)
         self.now = now
         """The machine's clock."""
         self.operations: Any = operations
@@ -181,7 +182,7 @@ class KernelCore:
         Requests are read in the order in which they were made; how long each is served is another matter.
         """
         async with self._queue:
-            await self.world.pause()
+            await self.pace.pause()
         if self.trace is not None:
             self.trace(f"{handler.__name__}{_shorten(args)} ...")
         try:
@@ -189,11 +190,11 @@ class KernelCore:
         except pyfuse3.FUSEError as error:
             if self.trace is not None:
                 self.trace(f"{handler.__name__}{_shorten(args)} -> {errno.errorcode[error.errno]}")
-            await self.world.pause()
+            await self.pace.pause()
             raise OSError(error.errno, errno.errorcode[error.errno]) from None
         if self.trace is not None:
             self.trace(f"{handler.__name__}{_shorten(args)} -> {_shorten(reply)}")
-        await self.world.pause()
+        await self.pace.pause()
         return reply
 
     # Inodes
@@ -251,7 +252,7 @@ class KernelCore:
             self.nursery.start_soon(self._send_forget, inode.ino, inode.lookups)
 
     async def _send_forget(self, ino: int, lookups: int) -> None:
-        await self.world.pause()
+        await self.pace.pause()
         await self.operations.forget([(ino, lookups)])
 
 

@@ -8,14 +8,19 @@ the reply is parsed. Changes hold the directory's lock, lookups share it.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 
 from .kernel_inodes import Attributes, Inode, KernelCore, OpenFile
 from .kernel_pages import PageCacheModel
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ROOT = pyfuse3.ROOT_INODE
 Path = tuple[bytes, ...]
@@ -65,6 +70,22 @@ def _fail(number: int) -> OSError:
     return OSError(number, errno.errorcode[number])
 
 
+def _walks(
+    function: Callable[Concatenate[DentryCacheModel, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[DentryCacheModel, P], Coroutine[Any, Any, R]]:
+    """A system call that goes by paths: the directories that it is in stay while it does."""
+
+    @functools.wraps(function)
+    async def walk(self: DentryCacheModel, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.walking += 1
+        try:
+            return await function(self, *args, **kwargs)
+        finally:
+            self.walking -= 1
+
+    return walk
+
+
 class DentryCacheModel:
     """Paths here are tuples of names, from the root of the mount."""
 
@@ -74,6 +95,8 @@ class DentryCacheModel:
         self._pages = pages
         self._operations = core.operations
         self.dentries: dict[tuple[int, bytes], Dentry] = {}
+        self.walking = 0
+        """System calls that may be using any directory."""
         root = core.inodes[ROOT] = Inode(ROOT)
         root.lookups, root.mode, root.busy = 1, stat.S_IFDIR | 0o755, 1
 
@@ -174,6 +197,7 @@ class DentryCacheModel:
 
     # Attributes
 
+    @_walks
     async def stat(self, path: Path) -> Attributes:
         async def attempt(revalidate: bool) -> Attributes:
             inode = await self._inode(path, revalidate)
@@ -186,6 +210,7 @@ class DentryCacheModel:
         result: Attributes = await self._again_if_stale(attempt)
         return result
 
+    @_walks
     async def chmod(self, path: Path, mode: int) -> int:
         """Return the inode number."""
 
@@ -246,6 +271,7 @@ class DentryCacheModel:
 
     # Opening
 
+    @_walks
     async def open(self, path: Path, flags: int, mode: int = 0o644) -> OpenFile:
         file: OpenFile = await self._again_if_stale(
             self._open_or_create if flags & os.O_CREAT else self._open_existing, path, flags, mode
@@ -322,9 +348,11 @@ class DentryCacheModel:
 
     # Changing names
 
+    @_walks
     async def mkdir(self, path: Path) -> int:
         return await self._make(path, self._operations.mkdir, stat.S_IFDIR | 0o755)
 
+    @_walks
     async def symlink(self, path: Path, target: bytes) -> int:
         return await self._make(path, self._operations.symlink, target)
 
@@ -339,6 +367,7 @@ class DentryCacheModel:
             directory.invalidate_attributes()
             return inode.ino
 
+    @_walks
     async def link(self, old: Path, new: Path) -> int:
         inode = await self._inode(old)
         inode.busy += 1
@@ -358,9 +387,11 @@ class DentryCacheModel:
         finally:
             inode.busy -= 1
 
+    @_walks
     async def unlink(self, path: Path) -> int:
         return await self._remove(path, self._operations.unlink, want_dir=False)
 
+    @_walks
     async def rmdir(self, path: Path) -> int:
         return await self._remove(path, self._operations.rmdir, want_dir=True)
 
@@ -390,6 +421,7 @@ class DentryCacheModel:
         inode.invalidate_attributes()
         directory.invalidate_attributes()
 
+    @_walks
     async def rename(self, old: Path, new: Path, flags: int = 0) -> int:
         """Return the inode number of what was moved."""
         old_directory, new_directory = await self._directory(old), await self._directory(new)
@@ -437,6 +469,7 @@ class DentryCacheModel:
 
     # Listing
 
+    @_walks
     async def listdir(self, path: Path) -> dict[bytes, int]:
         """Names and inode numbers, by READDIRPLUS until there are no more."""
         directory = await self._inode(path)
@@ -483,5 +516,6 @@ class DentryCacheModel:
         self.dentries.clear()
         for inode in list(self._core.inodes.values()):
             self._pages.shrink(inode)
-            if not (inode.busy or inode.handles or inode.pages or inode.ino == ROOT):
+            in_use = inode.busy or inode.handles or inode.pages or (inode.is_dir and self.walking)
+            if not in_use and inode.ino != ROOT:
                 self._core.forget(inode)

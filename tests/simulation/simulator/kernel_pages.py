@@ -166,7 +166,7 @@ class PageCacheModel:
             pages.append(page)
         version = self._core.attr_version
         try:
-            await self._world.pause()  # readahead goes by the queue of background requests
+            await self._core.pace.pause()  # readahead goes by the queue of background requests
             data = bytes(await self._core.request(self._core.operations.read, file.handle, index * PAGE, count * PAGE))
             end = index * PAGE + len(data)
             if len(data) < count * PAGE and version >= inode.attr_version:

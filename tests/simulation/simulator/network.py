@@ -29,6 +29,8 @@ class _Pipe:
     def __init__(self, link: Link, towards_server: bool) -> None:
         self.link = link
         self.towards_server = towards_server
+        self.lag_s = link.new_lag_s()
+        """It is slower than its link by so much: what is sent on different connections comes out in any order."""
         self.queue: deque[tuple[float, bytes]] = deque()
         self.queued_bytes = 0
         self.last_at_s = 0.0
@@ -36,6 +38,8 @@ class _Pipe:
         """The receiver sees the end then, after what comes out before."""
         self.broken_at_s = math.inf
         """The receiver sees an error then, whatever was sent."""
+        self.stalled_to_s = 0.0
+        """Nothing comes out before this."""
         self.lost = False
         """What is sent goes nowhere."""
         self.changed = trio.Event()
@@ -47,7 +51,7 @@ class _Pipe:
     def put(self, data: bytes) -> None:
         if self.lost:
             return
-        at_s = max(self.last_at_s, self.link.arrival_s())
+        at_s = max(self.last_at_s, self.link.arrival_s() + self.lag_s)
         self.last_at_s = at_s
         self.queue.append((at_s, data))
         self.queued_bytes += len(data)
@@ -78,6 +82,9 @@ class Link:
             delay_s += self._random.random() * 1.5
         return self._network.world.now_s + delay_s
 
+    def new_lag_s(self) -> float:
+        return self._random.random() * self._random.choice((0.0, 0.0, 0.0, 0.01, 0.05, 0.15))
+
     def blocked_to_s(self, towards_server: bool) -> float:
         return self.blocked_up_to_s if towards_server else self.blocked_down_to_s
 
@@ -93,13 +100,22 @@ class Link:
         self.blocked_up_to_s = min(self.blocked_up_to_s, now_s)
         self.blocked_down_to_s = min(self.blocked_down_to_s, now_s)
         for connection in self.connections:
+            connection.stall_down(0.0)
             connection.wake()
 
-    def cut(self) -> None:
-        """Every connection breaks; each end notices at its own time."""
-        for connection in self.connections:
+    def stall(self, seconds: float) -> _Connection | None:
+        """Nothing comes out at the client of some connection for so long. Return which, if there is any."""
+        if not self.connections:
+            return None
+        connection = self._random.choice(self.connections)
+        connection.stall_down(self._network.world.now_s + seconds)
+        return connection
+
+    def cut(self, only: _Connection | None = None) -> None:
+        """Every connection breaks, or `only` one; each end notices at its own time."""
+        for connection in [c for c in self.connections if only in (None, c)]:
             connection.cut(self._random.random() * 0.5, self._random.random() * 0.5)
-        self.connections.clear()
+            self.connections.remove(connection)
 
 
 class _End(trio.abc.Stream):
@@ -137,7 +153,7 @@ class _End(trio.abc.Stream):
             ready_at_s = pipe.ended_at_s
             if pipe.queue:
                 ready_at_s = min(ready_at_s, pipe.queue[0][0])
-            ready_at_s = max(ready_at_s, pipe.link.blocked_to_s(pipe.towards_server))
+            ready_at_s = max(ready_at_s, pipe.link.blocked_to_s(pipe.towards_server), pipe.stalled_to_s)
             if ready_at_s <= now_s:
                 return self._take(pipe)
             with trio.move_on_at(min(ready_at_s, pipe.broken_at_s)):
@@ -189,6 +205,9 @@ class _Connection:
     def wake(self) -> None:
         self._up.wake()
         self._down.wake()
+
+    def stall_down(self, to_s: float) -> None:
+        self._down.stalled_to_s = to_s
 
     def vanish_client(self, after_s: float) -> None:
         """The client's machine is gone: what it sent still arrives; the server may or may not ever notice."""

@@ -27,6 +27,7 @@ APPENDING = os.O_WRONLY | os.O_APPEND
 OFFSETS = (0, 1, 100, 4000, 4090, 4096, 4100, 8190, 8192, 8999, 9000, 12000)
 LENGTHS = (1, 10, 100, 200, 4096, 5000)
 SIZES = (0, 1, 50, 4096, 4097, 5000, 9000, 12300)
+WHOLE = (0, 18_000)
 LOOK_BYTES = 200_000
 """More than any file ever has."""
 WATCH = -1.0
@@ -79,6 +80,19 @@ class Plan:
         return replace(self, seed=seed)
 
 
+_CONTENTS = {"write": 32, "read": 30, "fsync": 20, "stat": 6, "truncate": 5, "reopen": 7}
+_MAPPING = {"store": 30, "load": 35, "msync": 20, "unmap": 5, "contents": 10}
+_NAMING = {
+    "create": 20, "unlink": 20, "rename": 15, "link": 7, "stat": 20, "list": 10, "chmod": 8, "reopen": 4, "contents": 6,
+}  # fmt: skip
+_ORPHANS = {"create": 15, "reopen": 15, "unlink": 12, "rename": 8, "close": 5, "contents": 45}
+_APPENDING = {"append": 50, "fsync": 25, "look": 15, "reopen": 10}
+"""How often each step is drawn, by subject; each history likes some more and some less."""
+LIKINGS = (0.3, 1.0, 1.0, 3.0)
+TOGETHER = (0.0, 0.15, 0.4)
+LOOKING = frozenset(("read", "load", "look", "stat", "list"))
+
+
 class Maker:
     """Draws the steps of one history."""
 
@@ -91,6 +105,12 @@ class Maker:
         """Processes take so long that leases end under them."""
         self._value = 0
         self.hot_path = rng.choice(FILES)
+        self.onlooking = False
+        """The process whose steps are drawn next changes little, and looks when there is something to see."""
+        self._together = rng.choice(TOGETHER)
+        """So many steps begin when another process has finished one: they meet."""
+        self._names = rng.sample(NAMES, rng.choice((1, 2, 3, len(NAMES), len(NAMES))))
+        self._likings: dict[str, float] = {}
 
     @property
     def values_left(self) -> int:
@@ -99,6 +119,15 @@ class Maker:
     def _new_value(self) -> int:
         self._value += 1
         return self._value
+
+    def _draw(self, kinds: dict[str, int]) -> str:
+        for kind in kinds:
+            if kind not in self._likings:
+                self._likings[kind] = self._random.choice(LIKINGS)
+        weights = [often * self._likings[kind] for kind, often in kinds.items()]
+        if self.onlooking:
+            weights = [w if kind in LOOKING else w / 10 for kind, w in zip(kinds, weights, strict=True)]
+        return self._random.choices(list(kinds), weights)[0]
 
     def delay_s(self) -> float:
         chance = self._random.random()
@@ -111,14 +140,15 @@ class Maker:
         return self._random.random() * 4
 
     def step(self, kind: str, *args: Any) -> Step:
-        watches = kind in ("read", "load", "look", "stat", "list") and self._random.random() < 0.4
+        looks = (0.8 if self.onlooking else 0.4) if kind in LOOKING else 0.0
+        watches = self._random.random() < max(looks, self._together)
         return Step(kind, args, WATCH if watches else self.delay_s())
 
     def file(self) -> Path:
         return self.hot_path if self._random.random() < 0.8 else self._random.choice(FILES)
 
     def name(self) -> Path:
-        return self._random.choice(NAMES)
+        return self._random.choice(self._names)
 
     def range(self) -> tuple[int, int]:
         return self._random.choice(OFFSETS), self._random.choice(LENGTHS)
@@ -130,78 +160,72 @@ class Maker:
     # Steps by subject
 
     def contents(self) -> Step:
-        choice = self._random.random()
-        if choice < 0.32:
-            return self.step("write", *self.range(), self._new_value())
-        if choice < 0.62:
-            return self.step("read", *self.range())
-        if choice < 0.82:
-            return self.step("fsync")
-        if choice < 0.88:
-            return self.step("stat", self.file())
-        if choice < 0.93:
-            return self.step("truncate", self._random.choice(SIZES if self._shrinks else SIZES[-1:]))
-        return self.step("reopen", self.file(), self._flags())
+        match kind := self._draw(_CONTENTS):
+            case "write":
+                return self.step(kind, *self.range(), self._new_value())
+            case "read":
+                return self.step(kind, *(WHOLE if self._random.random() < 0.3 else self.range()))
+            case "stat":
+                return self.step(kind, self.file())
+            case "truncate":
+                return self.step(kind, self._random.choice(SIZES if self._shrinks else SIZES[-1:]))
+            case "reopen":
+                return self.step(kind, self.file(), self._flags())
+        return self.step(kind)
 
     def _flags(self) -> int:
         return os.O_RDWR | (os.O_TRUNC if self._shrinks and self._random.random() < 0.1 else 0)
 
     def mapping(self) -> Step:
-        choice = self._random.random()
-        if choice < 0.3:
-            return self.step("store", *self.range_in_page(), self._new_value())
-        if choice < 0.65:
-            return self.step("load", *self.range_in_page())
-        if choice < 0.85:
-            return self.step("msync")
-        if choice < 0.9:
-            return self.step("unmap")
-        return self.contents()
+        match kind := self._draw(_MAPPING):
+            case "store":
+                return self.step(kind, *self.range_in_page(), self._new_value())
+            case "load":
+                return self.step(kind, *self.range_in_page())
+            case "contents":
+                return self.contents()
+        return self.step(kind)
 
     def naming(self) -> Step:
-        choice = self._random.random()
         name = self.name()
-        if choice < 0.2:
-            return self.step("create", name)
-        if choice < 0.4:
-            return self.step("unlink", name)
-        if choice < 0.55:
-            return self.step("rename", name, self.name())
-        if choice < 0.62:
-            return self.step("link", self._random.choice((name, self.file())), self.name())
-        if choice < 0.82:
-            return self.step("stat", name)
-        if choice < 0.92:
-            return self.step("list", self._random.choice(DIRECTORIES))
-        if choice < 0.96:
-            return self.step("chmod", self._random.choice((name, self.file())), self._random.randrange(0o1000))
-        return self.step("reopen", name, os.O_RDWR)
+        match kind := self._draw(_NAMING):
+            case "rename":
+                return self.step(kind, name, self.name())
+            case "link":
+                return self.step(kind, self._random.choice((name, self.file())), self.name())
+            case "list":
+                return self.step(kind, self._random.choice(DIRECTORIES))
+            case "chmod":
+                return self.step(kind, self._random.choice((name, self.file())), self._random.randrange(0o1000))
+            case "reopen":
+                return self.step(kind, name, os.O_RDWR)
+            case "contents":
+                return self.contents()
+        return self.step(kind, name)
 
     def orphan(self) -> Step:
         """Files that are open while they are removed."""
-        choice = self._random.random()
         name = self._random.choice(NAMES[:2])
-        if choice < 0.15:
-            return self.step("create", name)
-        if choice < 0.3:
-            return self.step("reopen", name, os.O_RDWR)
-        if choice < 0.42:
-            return self.step("unlink", name)
-        if choice < 0.5:
-            return self.step("rename", self.name(), name)
-        if choice < 0.55:
-            return self.step("close")
-        return self.contents()
+        match kind := self._draw(_ORPHANS):
+            case "reopen":
+                return self.step(kind, name, os.O_RDWR)
+            case "rename":
+                return self.step(kind, self._random.choice(NAMES), name)
+            case "close":
+                return self.step(kind)
+            case "contents":
+                return self.contents()
+        return self.step(kind, name)
 
     def appending(self) -> Step:
-        choice = self._random.random()
-        if choice < 0.5:
-            return self.step("append", self._random.choice((1, 10, 100, 3000)), self._new_value())
-        if choice < 0.75:
-            return self.step("fsync")
-        if choice < 0.9:
-            return self.step("look", LOG)
-        return self.step("reopen", LOG, APPENDING)
+        match kind := self._draw(_APPENDING):
+            case "append":
+                return self.step(kind, self._random.choice((1, 10, 100, 3000)), self._new_value())
+            case "look":
+                return self.step(kind, LOG)
+            case "reopen":
+                return self.step(kind, LOG, APPENDING)
+        return self.step(kind)
 
 
 PROFILES: dict[str, tuple[str, ...]] = {
@@ -220,8 +244,9 @@ def make_plan(seed: int, *, faults: bool = True, profile: str | None = None) -> 
     clients = rng.choice((2, 2, 2, 3, 3, 4))
     maker = Maker(rng, shrinks="mapping" not in PROFILES[profile])
     processes = []
-    for number in range(clients + rng.choice((0, 0, 1, 2))):
+    for number in range(clients + rng.choice((0, 0, 1, 2, clients))):
         subjects = PROFILES[profile]
+        maker.onlooking = rng.random() < 0.25
         steps = [_first_step(maker, rng, profile)]
         for _ in range(rng.randint(4, 14)):
             if maker.values_left:
@@ -252,15 +277,21 @@ def _first_step(maker: Maker, rng: random.Random, profile: str) -> Step:
 
 def _make_faults(rng: random.Random, clients: int, servers: int) -> tuple[Fault, ...]:
     """Half of all histories have some."""
-    kinds = rng.choice(("", "", "network", "server", "client", "all"))
+    kinds = rng.choice(("", "", "network", "server", "client", "incident", "all"))
     faults: list[Fault] = []
     for _ in range(rng.randint(1, 4) if kinds else 0):
         at_s = rng.choice((0.05, 0.3, 2.0, 6.0)) * rng.random()
-        kind = kinds if kinds != "all" else rng.choice(("network", "network", "server", "client"))
+        kind = kinds if kinds != "all" else rng.choice(("network", "network", "server", "client", "incident"))
         client, server = rng.randrange(clients), rng.randrange(servers)
-        if kind == "network":
-            if rng.random() < 0.4:
+        if kind == "incident":
+            # The server has forgotten its promises, and who had some may not hear of it.
+            faults.append(Fault(at_s, "block", (client, server, rng.random() * 4.0, True, True)))
+            faults.append(Fault(at_s, "kill", (server, 0.1 * rng.random(), False)))
+        elif kind == "network":
+            if rng.random() < 0.3:
                 faults.append(Fault(at_s, "cut", (client, server)))
+            elif rng.random() < 0.4:
+                faults.append(Fault(at_s, "stall", (client, server, rng.random(), rng.random() < 0.5)))
             else:
                 up, down = rng.choice(((True, True), (True, True), (True, False), (False, True)))
                 seconds = rng.choice((0.5, 2.0, 4.0, 12.0)) * rng.random()
@@ -281,6 +312,9 @@ def _make_disturbances(rng: random.Random, clients: int) -> tuple[Fault, ...]:
         )
         for _ in range(rng.choice((0, 0, 2, 5)))
     ]
+    if rng.random() < 0.15:
+        # Memory is short: hardly is something known before it is forgotten.
+        faults += [Fault(rng.random() * 2.0, "shrink", (rng.randrange(clients),)) for _ in range(40)]
     if rng.random() < 0.1:
         faults.append(Fault(rng.random(), "wall_clock", (rng.choice((-3600, -1, 3600)) * 10**9,)))
     return tuple(faults)

@@ -23,11 +23,23 @@ import pyfuse3
 import trio
 import trio._core._run as trio_run
 from promisefs_client import clock
+from promisefs_server.datafiles import DataFile
 
 T = TypeVar("T")
 
 EPOCH_NS = 1_700_000_000_000_000_000
 """Wall clock when a history begins."""
+
+
+PACES = (
+    (0.75, 0.97, 0.002, 0.05),
+    (0.75, 0.97, 0.002, 0.05),
+    (0.95, 0.99, 0.001, 0.01),
+    (0.3, 0.8, 0.005, 0.05),
+    (0.6, 0.8, 0.002, 0.15),
+)
+"""(share of pauses that take no time, of those up to the longer ones, seconds that shorter ones take, and longer ones).
+A break has to be acknowledged within a second, before which there are several pauses."""
 
 
 class SimulatedClock(trio.abc.Clock):
@@ -50,6 +62,22 @@ class SimulatedClock(trio.abc.Clock):
         return 0.0
 
 
+class Pace:
+    """How long things take on a machine, or with its disk: usually no time at all."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._random = rng
+        self._soon, self._late, self._short_s, self._long_s = rng.choice(PACES)
+
+    async def pause(self) -> None:
+        """Let others run, for as long as a machine takes that is as busy as this one."""
+        choice = self._random.random()
+        if choice < self._soon:
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.sleep(self._random.random() * (self._short_s if choice < self._late else self._long_s))
+
+
 class World:
     """Chance and time of one history."""
 
@@ -57,6 +85,8 @@ class World:
         self.clock = SimulatedClock()
         self.random = random.Random(seed)
         self._bytes = random.Random(seed ^ 0x5EED)
+        self.threads = Pace(self.random)
+        """Of what is done in threads: disks."""
         self.wall_offset_ns = 0
         """Faults move it: wall clocks jump."""
 
@@ -73,16 +103,6 @@ class World:
     def random_bits(self, count: int) -> int:
         return self._bytes.getrandbits(count)
 
-    async def pause(self) -> None:
-        """Let others run: usually at once, sometimes for as long as a busy machine takes."""
-        choice = self.random.random()
-        if choice < 0.75:
-            await trio.lowlevel.checkpoint()
-        elif choice < 0.97:
-            await trio.sleep(self.random.random() * 0.002)
-        else:
-            await trio.sleep(self.random.random() * 0.05)
-
     async def run_in_thread(
         self,
         function: Callable[..., T],
@@ -94,10 +114,22 @@ class World:
         """In place of trio.to_thread.run_sync."""
         await trio.lowlevel.checkpoint_if_cancelled()
         with trio.CancelScope(shield=not abandon_on_cancel):
-            await self.pause()
+            await self.threads.pause()
             result = function(*args)
-            await self.pause()
+            await self.threads.pause()
         return result
+
+
+def _sometimes_cached(world: World) -> Callable[[DataFile, memoryview, int], int]:
+    """In place of DataFile.read_cached: what a server wants to read is in memory, or not; no file system decides."""
+
+    def read_cached(file: DataFile, buffer: memoryview, offset: int) -> int:
+        if world.random.random() < 0.5:
+            return 0
+        file.read_into(buffer, offset)
+        return len(buffer)
+
+    return read_cached
 
 
 def _readdir_reply(token: Any, name: bytes, entry: pyfuse3.EntryAttributes, next_id: int) -> bool:
@@ -118,5 +150,6 @@ def simulated(seed: int) -> Iterator[World]:
         patch.object(os, "urandom", world.random_bytes),
         patch.object(secrets, "randbits", world.random_bits),
         patch.object(pyfuse3, "readdir_reply", _readdir_reply),
+        patch.object(DataFile, "read_cached", _sometimes_cached(world)),
     ):
         yield world
