@@ -76,7 +76,7 @@ def _walks(
     """A system call that goes by paths: the directories that it is in stay while it does."""
 
     @functools.wraps(function)
-    async def walk(self: DentryCacheModel, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def walk(self: DentryCacheModel, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.walking += 1
         try:
             return await function(self, *args, **kwargs)
