@@ -46,10 +46,12 @@ from . import clock
 from .clock import Clock
 from .closings import Closings
 from .contents import FileContents
+from .errors import ServerUnavailable
 from .kernel import KernelCaches
 from .locator import Locator
+from .requests import outlive_request
 from .servers import CallMark, Server
-from .session import ServerSession, ServerUnavailable
+from .session import ServerSession
 from .vnode import Vnode
 from .vnode_table import KernelWork, VnodeTable
 from .volumes import Volume
@@ -165,6 +167,7 @@ class Cell:
 
     @staticmethod
     async def _guarded(function: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
+        outlive_request()
         try:
             await function(*args)
         except Exception:

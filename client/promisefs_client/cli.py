@@ -76,6 +76,9 @@ def mount(
 
     Returns when the mount is usable; a process goes on in the background until it is unmounted.
     """
+    from . import fuse_extension
+
+    fuse_extension.load()
     from . import mount as mounting
 
     how = parse_options(options)

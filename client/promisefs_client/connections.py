@@ -12,11 +12,11 @@ from promisefs_protocol.messages import FetchStatus
 
 from .callbacks import CallbackService
 from .cell import Cell
-from .errors import ExitCode, FsError, UserError
+from .errors import ExitCode, FsError, ServerUnavailable, UserError
 from .locator import Locator
 from .options import MountOptions, Source
 from .servers import Server
-from .session import Refused, ServerSession, ServerUnavailable
+from .session import Refused, ServerSession
 from .volumes import Volume, Volumes
 
 

@@ -31,3 +31,7 @@ class FsError(Exception):
     def __init__(self, errno: int) -> None:
         super().__init__(errno)
         self.errno = errno
+
+
+class ServerUnavailable(Exception):
+    """The server did not answer before the deadline; whether it carried the call out is not known."""

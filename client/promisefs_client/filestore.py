@@ -25,11 +25,12 @@ from promisefs_protocol.messages import MAX_BULK_BYTES, AppendData, FetchData, F
 
 from .cell import Cell
 from .contents import BLOCK_BYTES, FileContents, PageCache, StoreExtent
-from .errors import FsError
+from .errors import FsError, ServerUnavailable
 from .prompt import Promptly
 from .readahead import Readahead
+from .requests import SIGNAL_PATIENCE_S, Interrupted, current_request, interruptible
 from .servers import Server
-from .session import UNNUMBERED, ServerUnavailable
+from .session import UNNUMBERED
 from .vnode import Vnode
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,8 @@ class FileStore:
         missing = contents.missing(offset, length)
         under_way = next((state.fetching[index] for index in missing if index in state.fetching), None)
         if under_way is not None:
-            await under_way.wait()
+            with interruptible(SIGNAL_PATIENCE_S):
+                await under_way.wait()
         elif missing:
             run = _runs(missing)[0]
             await self._fetch_and_fill(vnode, contents, run, self._announce(state, run))
@@ -211,8 +213,10 @@ class FileStore:
             raise FsError(errno.ESTALE)
         if self._cache.dirty_bytes > self._cache.limit_bytes:
             await self._relieve(vnode)
-            if state.failure is not None and self._cache.dirty_bytes > self._cache.limit_bytes:
-                raise state.failure  # no more can be kept, and the server does not take it
+            if self._cache.dirty_bytes > self._cache.limit_bytes:
+                current_request().raise_if_interrupted()
+                if state.failure is not None:
+                    raise state.failure  # no more can be kept, and the server does not take it
             state = self._state(vnode)
         mapped, promised = vnode.read_write_opens > 0, self._cell.valid(vnode)
         contents.write(offset, data, mapped=mapped, promised=promised, reach=vnode.status.size)
@@ -238,6 +242,8 @@ class FileStore:
                 return
             if candidate.is_dirty and (candidate.server is vnode.server or self._cell.connected(candidate)):
                 await self._store_quietly(candidate)
+                if current_request().interrupted:
+                    return
 
     async def _write_behind(self, state: _FileState) -> None:
         vnode = state.vnode
@@ -336,6 +342,9 @@ class FileStore:
             return  # logged and counted in `_failed`; the data stays dirty
 
     def _failed(self, state: _FileState, error: Exception) -> None:
+        if isinstance(error, Interrupted):
+            log.info("storing %s: %s; what is dirty stays dirty", state.vnode.fid, error)
+            return  # it says nothing about the server; whoever waits next sees for himself
         self.store_failures += 1
         state.retry_at = trio.current_time() + RETRY_AFTER_S
         state.failure = error

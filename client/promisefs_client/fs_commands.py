@@ -12,9 +12,8 @@ from promisefs_protocol.fields import FieldError
 from promisefs_protocol.ids import MAX_NAME_BYTES
 
 from .control import Command
-from .errors import FsError, UserError
+from .errors import FsError, ServerUnavailable, UserError
 from .mount_points import MountPoints
-from .session import ServerUnavailable
 from .vnode import Vnode
 
 

@@ -24,14 +24,14 @@ from promisefs_protocol.messages import GetVolumeStatus, StoreStatus
 
 from .attributes import attributes_of, dot_attributes, no_such_name
 from .cell import Cell
-from .errors import FsError
+from .errors import FsError, ServerUnavailable
 from .filestore import FileStore
 from .growth import show_end
 from .mount_points import MountPoints
 from .namespace import Namespace, Owner
 from .privileges import keeps_privileges, mode_without_privileges
 from .readahead import Readahead
-from .session import ServerUnavailable
+from .requests import Interrupted, handling
 from .vnode import Vnode
 from .vnode_table import KernelWork
 from .xattrs import Xattrs
@@ -65,11 +65,14 @@ def _handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corou
     async def handle(*args: P.args, **kwargs: P.kwargs) -> R:
         UPCALLS.counts[name] = UPCALLS.counts.get(name, 0) + 1
         try:
-            return await function(*args, **kwargs)
+            with handling():
+                return await function(*args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except (Aborted, FsError) as error:
             raise pyfuse3.FUSEError(error.errno) from None
+        except Interrupted:
+            raise pyfuse3.FUSEError(errno.EINTR) from None
         except ServerUnavailable as error:
             log.warning("%s: %s", name, error)
             raise pyfuse3.FUSEError(errno.ETIMEDOUT) from None

@@ -17,7 +17,7 @@ from promisefs_protocol.abort import Aborted
 from promisefs_protocol.messages import FetchData
 
 from .cell import Cell
-from .session import ServerUnavailable
+from .errors import ServerUnavailable
 from .vnode import Vnode
 from .vnode_table import KernelWork
 

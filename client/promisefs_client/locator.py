@@ -19,9 +19,10 @@ import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.messages import GetEntryByID, GetEntryByName, VolumeEntry
 
-from .errors import FsError
+from .errors import FsError, ServerUnavailable
+from .requests import Interrupted
 from .servers import CallMark
-from .session import ServerSession, ServerUnavailable
+from .session import ServerSession
 from .volumes import TwoServersHaveIt, Volume, Volumes
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Locator:
             else:
                 break
         for answer in answers:
+            if isinstance(answer, Interrupted):
+                raise answer
             if not (isinstance(answer, Aborted) and answer.code in (AbortCode.VNOVOL, AbortCode.VMOVED)):
                 raise ServerUnavailable(f"{_words(request)} may be on a server that could not be asked: {answer}")
         raise Aborted(AbortCode.VNOVOL, f"no server has {_words(request)}")

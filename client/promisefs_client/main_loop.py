@@ -1,13 +1,14 @@
-"""Runs pyfuse3's main loop so that a request which vanishes does no harm.
+"""Runs pyfuse3's main loop so that a request which vanishes does no harm, also without the FUSE extension.
 
 pyfuse3 reads /dev/fuse in worker tasks (`_session_loop`) when it polls readable. Between poll and read the request may
 vanish, its process being killed. A blocking read then freezes the whole process, GIL held, until some other request
-comes. So the descriptor is made non-blocking; the read fails with EAGAIN, for which pyfuse3 raises OSError out of the
-worker, cancelling all others in the midst of their requests, and a request that is never answered hangs its process.
+comes. So the descriptor is made non-blocking; the read fails with EAGAIN, which the FUSE extension makes harmless.
+Without it pyfuse3 raises OSError out of the worker, cancelling all others in the midst of their requests, and a request
+that is never answered hangs its process.
 
-So the workers are wrapped: the one that meets EAGAIN begins anew, the others notice nothing. pyfuse3 looks the worker's
-function up in its module whenever it starts one, which is what makes the wrapper take effect (3.4.0, 3.5.0). Each such
-race leaks one request buffer, about a megabyte, which pyfuse3 frees only when a worker ends in good order.
+So the workers are then wrapped: the one that meets EAGAIN begins anew, the others notice nothing. pyfuse3 looks the
+worker's function up in its module whenever it starts one, which is what makes the wrapper take effect (3.4.0, 3.5.0).
+Each such race leaks one request buffer, about a megabyte, which pyfuse3 frees only when a worker ends in good order.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import pyfuse3
 
+from .fuse_extension import FuseExtension
 from .mounts import fusectl
 
 log = logging.getLogger(__name__)
@@ -71,8 +73,20 @@ def _surviving(worker: Callable[..., Awaitable[None]]) -> Callable[..., Awaitabl
     return survive
 
 
-async def serve_kernel(descriptor: int) -> None:
-    """Answer the kernel's requests until the file system is unmounted or `pyfuse3.terminate` is called."""
+async def serve_kernel(descriptor: int, extension: FuseExtension | None) -> None:
+    """Answer the kernel's requests until the file system is unmounted or `pyfuse3.terminate` is called.
+
+    `extension`, if it is in effect.
+    """
+    if extension is None:
+        await _serve_with_pyfuse3_alone(descriptor)
+        return
+    os.set_blocking(descriptor, False)
+    async with extension.serving():
+        await pyfuse3.main(max_tasks=MAX_REQUESTS)
+
+
+async def _serve_with_pyfuse3_alone(descriptor: int) -> None:
     module: Any = pyfuse3
     worker = module._session_loop
     module._session_loop = _surviving(worker)

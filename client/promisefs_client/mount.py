@@ -17,7 +17,7 @@ from typing import Any
 import pyfuse3
 import trio
 
-from . import kernel_readahead
+from . import fuse_extension, kernel_readahead
 from .cell import Cell
 from .connections import Connections
 from .contents import PageCache
@@ -26,6 +26,7 @@ from .errors import ExitCode, UserError
 from .filestore import FileStore
 from .fs_commands import FsCommands
 from .fs_examine import Examination
+from .fuse_extension import FuseExtension, in_effect
 from .fuse_ops import Operations
 from .kernel import KernelCaches
 from .main_loop import fuse_descriptor, serve_kernel, widen_queue
@@ -115,6 +116,7 @@ class Mount:
         self._ending = False
         self._cell: Cell | None = None
         self._files: FileStore | None = None
+        self._extension: FuseExtension | None = None
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Mount, call `on_ready`, serve. Raise UserError if it cannot be mounted, or data could not be stored."""
@@ -152,6 +154,9 @@ class Mount:
         xattrs = Xattrs(cell)
         mount_points = MountPoints(cell, names)
         operations = Operations(cell, files, names, mount_points, xattrs, self._initialised.set)
+        extension = fuse_extension.loaded()
+        if extension is not None:
+            extension.extend(operations)
         options = {"default_permissions", f"fsname={self._source}", f"subtype={FSTYPE}", *self._options.fuse}
         with _said_on_stderr() as said:
             try:
@@ -161,6 +166,7 @@ class Mount:
                 raise UserError(f"cannot mount on {self._mountpoint}: {reason}", ExitCode.FUSE) from None
             for line in _lines(said):
                 log.warning("%s", line)
+        self._extension = in_effect(extension)
         try:
             descriptor = fuse_descriptor()
             device = device_of(descriptor, self._mountpoint)
@@ -183,7 +189,7 @@ class Mount:
                 nursery.start_soon(cell.renew_promises, server)
                 nursery.start_soon(files.store_in_time, server)
             try:
-                await serve_kernel(descriptor)
+                await serve_kernel(descriptor, self._extension)
             finally:
                 control.remove()
             await self._store_everything()
@@ -249,7 +255,8 @@ class Mount:
         assert self._cell is not None and self._files is not None
         mounted_s = time.time() - self._started_at
         callbacks = self._connections.callbacks
-        return mount_report(self._cell, self._files, self._pages, callbacks, mounted_s, self._cell.now())
+        report = mount_report(self._cell, self._files, self._pages, callbacks, mounted_s, self._cell.now())
+        return {**report, "features": fuse_extension.features(self._extension)}
 
     async def _mmaps(self, args: dict[str, Any]) -> dict[str, Any]:
         assert self._cell is not None

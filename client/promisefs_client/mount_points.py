@@ -18,9 +18,9 @@ from promisefs_protocol.ids import Fid, is_volume_name
 from promisefs_protocol.messages import FetchStatus, MakeMountPoint, RemoveMountPoint
 
 from .cell import Cell
-from .errors import FsError
+from .errors import FsError, ServerUnavailable
 from .namespace import Namespace
-from .session import UNNUMBERED, ServerUnavailable
+from .session import UNNUMBERED
 from .vnode import Vnode
 
 

@@ -32,8 +32,9 @@ from promisefs_protocol.messages import (
 )
 
 from .cell import Cell
-from .errors import FsError
-from .session import UNNUMBERED, ServerUnavailable
+from .errors import FsError, ServerUnavailable
+from .requests import SIGNAL_PATIENCE_S, interruptible
+from .session import UNNUMBERED
 from .vnode import Version, Vnode
 
 LISTING_ATTEMPTS = 5
@@ -251,7 +252,8 @@ class Namespace:
     async def settled(self, vnode: Vnode) -> None:
         """Return when no removal is under way that takes the file for not open."""
         while (event := self._removing.get(vnode.fid)) is not None:
-            await event.wait()
+            with interruptible(SIGNAL_PATIENCE_S):
+                await event.wait()
 
     async def _must_exist(self, directory: Vnode, name: bytes) -> Vnode:
         vnode = await self.lookup(directory, name)

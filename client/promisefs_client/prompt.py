@@ -1,4 +1,4 @@
-"""Taking a lock without passing through the scheduler when it is free.
+"""Taking a lock without passing through the scheduler when it is free, with waits that signals end.
 
 trio's own `acquire` is a checkpoint then too: one needless round of the scheduler in every call to a server.
 """
@@ -9,9 +9,14 @@ from types import TracebackType
 
 import trio
 
+from .requests import SIGNAL_PATIENCE_S, interruptible
+
 
 class Promptly:
-    """Context manager: hold the lock, or a place of the semaphore. Whoever waits already goes first."""
+    """Context manager: hold the lock, or a place of the semaphore. Whoever waits already goes first.
+
+    Entering raises Interrupted after a signal.
+    """
 
     __slots__ = ("_lock",)
 
@@ -22,7 +27,8 @@ class Promptly:
         try:
             self._lock.acquire_nowait()
         except trio.WouldBlock:
-            await self._lock.acquire()
+            with interruptible(SIGNAL_PATIENCE_S):
+                await self._lock.acquire()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -11,6 +11,9 @@ I1  `Server.lease_until` counts from when the request was *sent* that the server
     lease, so it ends before the lease at the server does.
 I2  A call is repeated after a lost connection until its deadline. A change of names has one number however often it
     is repeated, which stays in `_operations` until its reply is here.
+I3  A signal ends a call that waits for a server which is away, as its deadline would. But who catches the signal may
+    try again, so it does not end a change of names that may have been carried out. While a server is connected its
+    answer to a change is waited for, whatever signal comes; that to a question only until the process is killed.
 """
 
 from __future__ import annotations
@@ -27,20 +30,35 @@ from promisefs_protocol.connection import Piece
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
     PROTOCOL_VERSION,
+    FetchData,
+    FetchDirectory,
+    FetchStatus,
+    GetEntryByID,
+    GetEntryByName,
+    GetVolumeStatus,
+    GetXattr,
     GiveUpAllCallBacks,
     Hello,
     HelloReply,
+    InlineBulkStatus,
+    ListXattrs,
+    Lookup,
     Method,
     Operation,
     RenewLease,
     Role,
+    StoreData,
+    StoreStatus,
+    Sync,
 )
 from promisefs_protocol.tcp import connect
 from promisefs_protocol.transport import ConnectionLost, Handler, Peer, Reply
 
 from . import clock
 from .clock import Clock
+from .errors import ServerUnavailable
 from .prompt import Promptly
+from .requests import ONLY_IF_KILLED, SIGNAL_PATIENCE_S, interruptible
 from .servers import Server
 
 log = logging.getLogger(__name__)
@@ -65,11 +83,23 @@ for after a resume is validated in any case; this is how long the kernel may sti
 _TRANSIENT = {AbortCode.NO_CALLBACKS, AbortCode.SHUTTING_DOWN, AbortCode.TOO_MANY, AbortCode.NOT_INTRODUCED}
 
 
+_QUESTIONS = {
+    FetchStatus,
+    InlineBulkStatus,
+    Lookup,
+    FetchDirectory,
+    FetchData,
+    GetXattr,
+    ListXattrs,
+    GetVolumeStatus,
+    GetEntryByName,
+    GetEntryByID,
+}
+"""Calls that change nothing."""
+_REPEATABLE = {StoreData, StoreStatus, Sync}
+"""Calls that may be made again, whether or not they were carried out, by who does not know that they are repeated."""
+
 UNNUMBERED = Operation(0, 0, False)
-
-
-class ServerUnavailable(Exception):
-    """The server did not answer before the deadline; whether it carried the call out is not known."""
 
 
 class Refused(Exception):
@@ -162,10 +192,15 @@ class ServerSession:
         raise ServerUnavailable(f"{method.name}: no answer from {self.address}")
 
     async def _call_repeatedly(self, method: Method, request: Any, bulk: Piece | None) -> tuple[Any, bytes | None]:
+        patience_s = SIGNAL_PATIENCE_S
         while True:
-            peer = await self._wait_connected()
+            with interruptible(patience_s):
+                peer = await self._wait_connected()
             try:
-                return await peer.call(request, bulk)
+                if method.request not in _QUESTIONS:
+                    return await peer.call(request, bulk)
+                with interruptible(ONLY_IF_KILLED):
+                    return await peer.call(request, bulk)
             except ConnectionLost:
                 if self._calls is peer:
                     self._disconnected()
@@ -176,6 +211,8 @@ class ServerSession:
                 await trio.sleep(BUSY_RETRY_S)
             if method.names_once:
                 request = request._replace(operation=request.operation._replace(repeated=True))
+            if method.request not in _QUESTIONS | _REPEATABLE:
+                patience_s = ONLY_IF_KILLED
 
     @contextmanager
     def _operation(self) -> Iterator[Operation]:

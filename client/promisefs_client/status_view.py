@@ -13,6 +13,7 @@ from .control_client import ask
 from .mounts import MountEntry
 
 _SERVER = "servers"
+_FEATURES = "features"
 
 
 def fetch_status(entry: MountEntry) -> dict[str, Any]:
@@ -35,7 +36,9 @@ def mount_table(state: dict[str, Any]) -> Table:
             for server in value:
                 table.add_row("server", Text(f"{server['address']}: {describe_server(server)}"))
         else:
-            if isinstance(value, dict):
+            if key == _FEATURES:
+                value = ", ".join(name for name, on in value.items() if on) or "none"
+            elif isinstance(value, dict):
                 value = ", ".join(f"{name} {count}" for name, count in value.items()) or "none"
             table.add_row(key.replace("_", " "), Text(printable(str(value))))
     return table

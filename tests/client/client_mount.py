@@ -17,6 +17,7 @@ from promisefs_client.callbacks import CallbackService
 from promisefs_client.cell import Cell
 from promisefs_client.clock import Clock
 from promisefs_client.contents import PageCache
+from promisefs_client.errors import ServerUnavailable
 from promisefs_client.filestore import FileStore
 from promisefs_client.fuse_ops import Operations
 from promisefs_client.kernel import KernelCaches
@@ -25,7 +26,7 @@ from promisefs_client.mount_points import MountPoints
 from promisefs_client.namespace import Namespace
 from promisefs_client.readahead import Readahead
 from promisefs_client.servers import Server
-from promisefs_client.session import ServerSession, ServerUnavailable
+from promisefs_client.session import ServerSession
 from promisefs_client.vnode import Vnode
 from promisefs_client.vnode_table import KernelWork, VnodeTable
 from promisefs_client.volumes import Volumes

@@ -10,9 +10,8 @@ import trio
 from client_mount import ClientMount, World, settled
 from promisefs_client.attributes import MTIME_LAG_NS, attributes_of
 from promisefs_client.contents import BLOCK_BYTES, PAGE_BYTES
-from promisefs_client.errors import FsError
+from promisefs_client.errors import FsError, ServerUnavailable
 from promisefs_client.pagecache import CLEAN_SHARE
-from promisefs_client.session import ServerUnavailable
 from promisefs_client.vnode import Vnode
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid

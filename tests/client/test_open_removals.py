@@ -6,7 +6,7 @@ import pytest
 import trio
 from client_mount import ClientMount, World, settled
 from promisefs_client import cell
-from promisefs_client.session import ServerUnavailable
+from promisefs_client.errors import ServerUnavailable
 from promisefs_protocol.abort import AbortCode
 from promisefs_protocol.messages import GiveUpOpen, RemoveFile, Rename
 from server_cell import in_background

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import trio
-from promisefs_client.errors import FsError
+from promisefs_client.errors import FsError, ServerUnavailable
 from promisefs_client.locator import ORDER_WAIT_S, Locator
 from promisefs_client.servers import Server
-from promisefs_client.session import ServerUnavailable
 from promisefs_client.volumes import TwoServersHaveIt, Volumes
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid

@@ -10,6 +10,9 @@
     @pytest.mark.allow_log("...")   regular expressions for log lines that this test provokes
 
 A test that hangs, in a page fault even, is freed by the guard: FUSE connections aborted, daemons killed; it then fails.
+The mounts use the FUSE extension, which is built if need be; PROMISEFS_FUSE_EXTENSION=off in the environment runs the
+same tests without it.
+
 After every test the daemons' logs must have no traceback, error or warning, and all that was started must end well.
 """
 
@@ -33,6 +36,8 @@ from cell_lib import mounts, processes
 from cell_lib.cell import Cell, CellError, LogWatch
 from cell_lib.guard import Guard
 from network import NetworkCell, why_networks_are_unusable
+from promisefs_client import fuse_extension_build
+from promisefs_client.fuse_extension import SWITCH
 
 TEST_LIMIT_S = 120.0
 """Time for one test, its own cells' start and end included. The guard needs at most some seconds more."""
@@ -73,15 +78,15 @@ class Site:
     made: int = 0
     shared: Cell | None = None
 
-    def _next(self) -> tuple[Path, str]:
+    def next_place(self) -> tuple[Path, str]:
         self.made += 1
         return self.directory / f"c{self.made}", f"{self.mark}/c{self.made}"
 
     def new_cell(self, servers: int = 1) -> Cell:
-        return Cell(*self._next(), servers=servers)
+        return Cell(*self.next_place(), servers=servers)
 
     def new_network_cell(self, mounts: int) -> NetworkCell:
-        return NetworkCell(*self._next(), mounts)
+        return NetworkCell(*self.next_place(), mounts)
 
     def take_down_shared(self) -> list[str]:
         cell, self.shared = self.shared, None
@@ -101,6 +106,8 @@ def _end(cell: Cell) -> list[str]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     if reason := mounts.why_fuse_is_unusable():
         pytest.fail(f"tests of real mounts cannot run: {reason}", pytrace=False)
+    if os.environ.get(SWITCH) != "off" and not fuse_extension_build.is_current():
+        fuse_extension_build.build()
     directory = tmp_path_factory.mktemp("cells").resolve()
     mark = processes.new_mark()
     threads_before = set(threading.enumerate())
