@@ -52,7 +52,7 @@ def attributes_of(vnode: Vnode, attr_timeout_s: float, entry_timeout_s: float) -
         entry.st_mtime_ns = pending
         entry.st_ctime_ns = max(status.ctime_ns, pending)
         entry.attr_timeout = 0
-    vnode.told_size = min(vnode.told_size, entry.st_size)  # who knows whether it is taken (`growth`)
+    vnode.kernel_size.told(entry.st_size)
     return entry
 
 

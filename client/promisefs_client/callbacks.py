@@ -23,7 +23,7 @@ from promisefs_protocol.messages import (
 from promisefs_protocol.transport import Reply
 
 from .cell import Cell
-from .growth import show_end
+from .resizing import correct_size, show_end
 from .servers import Server
 from .vnode_table import KernelWork
 
@@ -86,7 +86,7 @@ class CallbackService:
             unpromised = [vnode for vnode in vnodes if not cell.valid(vnode)]
             await cell.drop([KernelWork(vnode.ino, True, False, 0) for vnode in unpromised])
             for vnode in vnodes:
-                await show_end(cell, vnode)
+                await correct_size(cell, vnode)
         for item in work:
             kept = cell.table.by_ino(item.ino) if item.twins else None
             if kept is not None and kept.contents is not None:

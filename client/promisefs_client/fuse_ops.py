@@ -26,12 +26,12 @@ from .attributes import attributes_of, dot_attributes, no_such_name
 from .cell import Cell
 from .errors import FsError, ServerUnavailable
 from .filestore import FileStore
-from .growth import show_end
 from .mount_points import MountPoints
 from .namespace import Namespace, Owner
 from .privileges import keeps_privileges, mode_without_privileges
 from .readahead import Readahead
 from .requests import Interrupted, handling
+from .resizing import correct_size, show_end
 from .vnode import Vnode
 from .vnode_table import KernelWork
 from .xattrs import Xattrs
@@ -99,7 +99,7 @@ class _OpenFile:
         The kernel writes mapped pages back through the same handle; those begin at a page, below the size it knows.
         What it knows is no more than a guess: it ignores sizes that an invalidation overtook.
         """
-        begins_as_pages_do = offset % mmap.PAGESIZE == 0 and offset < self.vnode.told_size
+        begins_as_pages_do = offset % mmap.PAGESIZE == 0 and offset < self.vnode.kernel_size.least
         return self._appends and not (self.vnode.read_write_opens and begins_as_pages_do)
 
 
@@ -292,7 +292,9 @@ class Operations(pyfuse3.Operations):
             await self._change(change)
         if vnode.is_dirty and change.mtime_ns is not None:
             vnode.pending_mtime_ns = vnode.written_ns = change.mtime_ns  # what is stored later must not undo it
-        return self._attributes(vnode)
+        attributes = self._attributes(vnode)
+        vnode.kernel_size.believes(attributes.st_size)  # the answer to SETATTR always counts
+        return attributes
 
     async def _change(self, change: StoreStatus) -> None:
         async with self._cell.ask(change) as answer:
@@ -332,9 +334,9 @@ class Operations(pyfuse3.Operations):
                 raise FsError(errno.ESTALE)  # the kernel looks the name up again
             if flags & os.O_TRUNC:
                 await self._files.truncate(vnode, StoreStatus(vnode.fid, None, None, None, 0, None, None))
-                vnode.told_size = 0
+                vnode.kernel_size.believes(0)
             if flags & os.O_ACCMODE != os.O_WRONLY:
-                await show_end(self._cell, vnode)
+                await correct_size(self._cell, vnode)
         except BaseException:
             self._cell.close_handle(vnode)
             raise
@@ -391,16 +393,16 @@ class Operations(pyfuse3.Operations):
             # The kernel's idea of the end may be from before another mount appended.
             if await self._files.append(vnode, buf) != off:
                 self._cell.start(self._correct_end, vnode, kernels_end)
-            vnode.told_size = max(vnode.told_size, kernels_end)
+            vnode.kernel_size.reaches(kernels_end)
             return len(buf)
-        vnode.told_size = max(vnode.told_size, kernels_end)
+        vnode.kernel_size.reaches(kernels_end)
         await self._files.write(vnode, off, buf)
         return len(buf)
 
     async def _correct_end(self, vnode: Vnode, kernels_end: int) -> None:
         """An append went elsewhere than the kernel thinks; it takes no attributes while a write makes a file longer."""
         await self._cell.drop([KernelWork(vnode.ino, True, False, 0)])
-        vnode.told_size = min(vnode.told_size, kernels_end)
+        vnode.kernel_size.believes(kernels_end)
         await show_end(self._cell, vnode)
 
     @_handler

@@ -52,6 +52,12 @@ class Notifier(Protocol):
     async def store(self, ino: int, offset: int, data: bytes) -> None:
         """Put bytes into the page cache, as far as the file's size, which it raises."""
 
+    async def ask(self, ino: int, generation: int) -> int | None:
+        """Have the kernel ask for an inode's attributes. Return the size that it believes in then.
+
+        None if that cannot be done, or the kernel does not know the inode.
+        """
+
 
 class KernelCaches:
     """The kernel's side of one mount. `references(ino)` says how many lookups of an inode the kernel was given."""
@@ -119,6 +125,10 @@ class KernelCaches:
         finally:
             del self._storing[ino]
             done.set()
+
+    async def ask(self, ino: int, generation: int) -> int | None:
+        """See `Notifier.ask`."""
+        return await self._notifier.ask(ino, generation)
 
     async def _invalidate(self, items: Sequence[KernelWork]) -> None:
         """Invalidate inodes; those that the kernel has yet to learn of, as soon as it has."""

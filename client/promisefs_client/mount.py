@@ -36,6 +36,7 @@ from .namespace import Namespace
 from .notifications import FuseNotifier
 from .open_files import open_files_report
 from .options import MountOptions, Source
+from .own_inodes import OwnInodes
 from .status import mount_report
 from .unmounting import is_unmounted, unmount_own
 from .vnode_table import KernelWork, VnodeTable
@@ -203,7 +204,7 @@ class Mount:
     async def _announce(self, fuse_fd: int, device: str, on_ready: Callable[[], None]) -> None:
         await self._initialised.wait()
         assert self._cell is not None
-        self._notifier.attach(fuse_fd)
+        self._notifier.attach(fuse_fd, OwnInodes(self._mountpoint, device))
         self._cell.kernel.initialised()
         self._cell.table.names_can_be_dropped = self._cell.kernel.has_epochs
         kernel_readahead.widen(device)

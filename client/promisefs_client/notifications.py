@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import pyfuse3
 import trio
 
+from .own_inodes import OwnInodes
 from .vnode import VOLUME_SHIFT
 from .vnode_table import KernelWork
 
@@ -37,10 +38,13 @@ class FuseNotifier:
         self._attributes = trio.CapacityLimiter(KERNEL_THREADS)
         self._pages: dict[int, trio.CapacityLimiter] = {}
         self._stopped = threading.Event()
+        self._own_inodes: OwnInodes | None = None
+        self._asking = trio.CapacityLimiter(KERNEL_THREADS)
 
-    def attach(self, fuse_fd: int) -> None:
+    def attach(self, fuse_fd: int, own_inodes: OwnInodes) -> None:
         """The mount's descriptor of /dev/fuse, once the kernel has answered INIT on it."""
         self._fuse_fd = fuse_fd
+        self._own_inodes = own_inodes
 
     def stop(self) -> None:
         """The mount is going away: no more notifications."""
@@ -66,6 +70,12 @@ class FuseNotifier:
     async def store(self, ino: int, offset: int, data: bytes) -> None:
         limiter = self._limiter_of(ino)
         await trio.to_thread.run_sync(self._store, ino, offset, data, limiter=limiter, abandon_on_cancel=True)
+
+    async def ask(self, ino: int, generation: int) -> int | None:
+        own = self._own_inodes
+        if own is None or not own.available or self._stopped.is_set():
+            return None
+        return await trio.to_thread.run_sync(own.ask, ino, generation, limiter=self._asking, abandon_on_cancel=True)
 
     # In threads
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from promisefs_protocol.ids import Fid, Status
 
 from .contents import FileContents
+from .kernel_size import KernelSize
 from .servers import Server
 from .volumes import Volume
 
@@ -12,8 +13,6 @@ Version = tuple[int, int]
 
 ROOT_INO = 1
 VOLUME_SHIFT = 40
-NEVER_TOLD = 1 << 63
-"""More than any size: the kernel has not been told one."""
 
 
 def ino_of(fid: Fid) -> int:
@@ -51,6 +50,7 @@ class Vnode:
         "ino",
         "kept",
         "kernel_pages",
+        "kernel_size",
         "lookups",
         "lost",
         "names",
@@ -63,7 +63,6 @@ class Vnode:
         "shown_at",
         "status",
         "target",
-        "told_size",
         "volume",
         "written_ns",
     )
@@ -88,7 +87,7 @@ class Vnode:
         self.pending_mtime_ns: int | None = None  # present iff contents are dirty: what the kernel is told meanwhile
         self.written_ns: int | None = None  # present iff contents are dirty: goes out with the store
         self.shown_at: int | None = None  # offset of a byte that was put into the kernel's page cache, unasked
-        self.told_size = NEVER_TOLD  # the least size that the kernel may believe in (`growth`)
+        self.kernel_size = KernelSize()
         self.own_versions: set[int] = set()  # data versions our stores made, ahead of the label (replies out of order)
 
     @property

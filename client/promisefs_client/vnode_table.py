@@ -36,9 +36,10 @@ from promisefs_protocol.messages import Break, Changed
 
 from .contents import FileContents, PageCache
 from .errors import FsError
+from .kernel_size import KernelSize
 from .open_mmaps import OpenMmaps
 from .servers import CallMark, Server
-from .vnode import NEVER_TOLD, ROOT_INO, DirectoryNames, Version, Vnode, ino_of
+from .vnode import ROOT_INO, DirectoryNames, Version, Vnode, ino_of
 from .volumes import Volume, Volumes
 
 log = logging.getLogger(__name__)
@@ -382,7 +383,7 @@ class VnodeTable:
         vnode.lookups = max(had - count, 0)
         if vnode.lookups == 0:
             vnode.kernel_pages = False
-            vnode.told_size = NEVER_TOLD
+            vnode.kernel_size = KernelSize()
             self.may_be_idle(vnode)
         return had >= count
 

@@ -115,8 +115,8 @@ def is_right(sight: Sight, known: Known) -> bool:
     sizes = made | {state.size for state in possible if state.exists}
     if not any(state.exists for state in possible):
         return False
-    if sight.tail is not None:  # reading: it may end early, see `ended_early`
-        return sight.size is not None and sight.size <= max(sizes) and (sight.size == 0 or _is_mixed(sight.head, heads))
+    if sight.tail is not None:  # reading takes several calls: it may end anywhere between the old end and the new one
+        return sight.size is not None and min(sizes) <= sight.size <= max(sizes) and _is_mixed(sight.head, heads)
     return _is_mixed(sight.head, heads) and sight.size in (None, *sizes)
 
 
@@ -127,13 +127,3 @@ def _is_mixed(version: int | None, versions: set[int]) -> bool:
     return all(
         byte in choice for byte, choice in zip(stamp(version), zip(*map(stamp, versions), strict=True), strict=True)
     )
-
-
-def ended_early(sight: Sight, known: Known) -> bool:
-    """Whether a file that was read while it was being changed seemed shorter than it was before and after.
-
-    The kernel ignores a size that an invalidation overtakes, and reads no further than to the last end it believed in.
-    """
-    if known.quiet or sight.tail is None or sight.size is None:
-        return False
-    return sight.size < min(state.size for state in known.possible)

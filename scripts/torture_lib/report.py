@@ -21,28 +21,18 @@ class PlotError(Exception):
 def checks_table(tally: Tally) -> Table:
     table = Table(title="Looks, and from publication to sight", title_justify="left")
     table.add_column("seen by")
-    for header in (
-        "checks",
-        "first",
-        "meanwhile",
-        "ended early",
-        "absent",
-        "stale",
-        "median ms",
-        "p99 ms",
-        "longest ms",
-    ):
+    for header in ("checks", "first", "meanwhile", "absent", "stale", "median ms", "p99 ms", "longest ms"):
         table.add_column(header, justify="right")
     for kind in KINDS:
         checks = tally.checks_of(kind)
-        counts = [f"{count:,}" for count in (checks.judged, checks.first, checks.busy, checks.early, checks.absent)]
+        counts = [f"{count:,}" for count in (checks.judged, checks.first, checks.busy, checks.absent)]
         stale = f"[red]{checks.stale:,}[/red]" if checks.stale else "0"
         table.add_row(kind, *counts, stale, *_latencies(tally.seen.get(kind, Histogram())))
     table.add_section()
-    table.add_row("all", f"{tally.judged:,}", "", "", "", "", f"{tally.stale:,}")
+    table.add_row("all", f"{tally.judged:,}", "", "", "", f"{tally.stale:,}")
     table.caption = (
         "first: a process's first look since a change; meanwhile: while the name was being changed; "
-        "ended early: of these, reads that found the end too soon; absent: had to find no such name"
+        "absent: had to find no such name"
     )
     return table
 

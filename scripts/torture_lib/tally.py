@@ -61,8 +61,6 @@ class Checks:
     """Those during which the name was being changed: not older than published, not other than announced."""
     absent: int = 0
     """Those that had to find that there is no such name."""
-    early: int = 0
-    """Busy ones that reached the end of the file too early (see `looks.ended_early`)."""
     stale: int = 0
 
     def include(self, other: Checks) -> None:

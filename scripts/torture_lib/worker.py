@@ -29,7 +29,6 @@ from .looks import (
     STAMP_BYTES,
     HeldFile,
     Sight,
-    ended_early,
     is_right,
     look_by_handle,
     look_by_listing,
@@ -162,14 +161,13 @@ class Worker:
             age_ms = (ended_ns - known[number].published_ns) / 1e6
             self._fail(f"{what}: {sights[number]}, may be {known[number].possible}, {age_ms:.1f} ms after publication")
         checks.stale += bool(wrong)
-        checks.early += any(ended_early(sight, known[number]) for number, sight in sights.items())
         quiet = [number for number in sights if known[number].quiet]
         checks.absent += any(not known[number].published.exists for number in quiet)
         first = [n for n in quiet if self._seen_ns.get((kind, n)) != known[n].published_ns]
         checks.first += bool(first)
         for number in first:
             self._seen_ns[kind, number] = known[number].published_ns
-        if at_once and first and not wrong:
+        if at_once and first and not wrong and any(known[number].published_ns for number in first):
             delay_ns = ended_ns - max(known[number].published_ns for number in first)
             self.tally.seen.setdefault(kind, Histogram()).add(delay_ns)
 

@@ -34,9 +34,10 @@ from promisefs_client.xattrs import Xattrs
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.address import Address
 from promisefs_protocol.connection import Piece
+from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import FetchStatus
 from server_cell import Cell as ServerCell
-from server_cell import running_cell, settled
+from server_cell import Client, running_cell, settled
 
 CACHE_BYTES = 16 << 20
 
@@ -81,6 +82,10 @@ class RecordingNotifier:
     def __init__(self) -> None:
         self.dropped: list[KernelWork] = []
         self.bytes_shown: list[tuple[int, int, bytes]] = []
+        self.asked: list[int] = []
+        """Inodes whose attributes the kernel was made to ask for."""
+        self.believed_size: int | None = None
+        """What it then believes in; None: it cannot be made to."""
         self.drops_end = trio.Event()
         """Drops of pages return when it is set: else the kernel still waits for a READ or a writeback."""
         self.drops_end.set()
@@ -100,6 +105,10 @@ class RecordingNotifier:
     async def store(self, ino: int, offset: int, data: bytes) -> None:
         self.bytes_shown.append((ino, offset, data))
         await self.stores_end.wait()
+
+    async def ask(self, ino: int, generation: int) -> int | None:
+        self.asked.append(ino)
+        return self.believed_size
 
 
 class ClientMount:
@@ -178,7 +187,7 @@ class ClientMount:
         assert vnode is not None
         vnode = self.table.add_open(self.table.add_lookup(vnode))
         vnode.kernel_pages = True
-        vnode.told_size = vnode.size
+        vnode.kernel_size.believes(vnode.size)
         return vnode
 
     async def open_handle(self, vnode: Vnode, flags: int) -> int:
@@ -229,4 +238,13 @@ async def running_world(folder: Path) -> AsyncIterator[World]:
             mount.check_invariants()
 
 
-__all__ = ["ClientMount", "World", "running_world", "settled"]
+async def new_file(world: World, content: bytes) -> tuple[Client, Fid]:
+    """Another mount, shown as the bare client it is to the server, and a file that it made."""
+    other = await world.server.connected()
+    made = await other.create(b"file")
+    if content:
+        await other.store(made.fid, content)
+    return other, made.fid
+
+
+__all__ = ["ClientMount", "World", "new_file", "running_world", "settled"]

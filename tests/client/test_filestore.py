@@ -7,7 +7,7 @@ import os
 
 import pytest
 import trio
-from client_mount import ClientMount, World, settled
+from client_mount import ClientMount, World, new_file, settled
 from promisefs_client.attributes import MTIME_LAG_NS, attributes_of
 from promisefs_client.contents import BLOCK_BYTES, PAGE_BYTES
 from promisefs_client.errors import FsError, ServerUnavailable
@@ -17,15 +17,6 @@ from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import FetchData, GiveUpOpen, InlineBulkStatus, StoreData, StoreStatus, Sync
 from server_cell import Client, in_background
-
-
-async def new_file(world: World, content: bytes) -> tuple[Client, Fid]:
-    """Another mount, shown as the bare client it is to the server, and a file that it made."""
-    other = await world.server.connected()
-    made = await other.create(b"file")
-    if content:
-        await other.store(made.fid, content)
-    return other, made.fid
 
 
 def size_to(fid: Fid, size: int) -> StoreStatus:
@@ -220,7 +211,7 @@ async def test_growth_from_before_a_file_was_opened_is_shown_when_it_is(world: W
     vnode = await mount.names.lookup(mount.root, b"file")
     assert vnode is not None
     vnode = mount.table.add_lookup(vnode)
-    vnode.told_size = 3
+    vnode.kernel_size.believes(3)
     await other.store(fid, b"de", 3)
     await mount.open_handle(vnode, os.O_RDONLY)
     assert mount.kernel.bytes_shown == [(vnode.ino, 4, b"e")]
@@ -233,7 +224,7 @@ async def test_the_end_is_shown_after_an_append_that_went_elsewhere(world: World
     handle = await mount.open_handle(vnode, os.O_WRONLY | os.O_APPEND)
     await other.store(fid, b"de", 3)
     mount.kernel.bytes_shown.clear()
-    vnode.told_size = 3
+    vnode.kernel_size.believes(3)
     await mount.operations.write(handle, 3, b"f")
     await settled()
     assert mount.kernel.bytes_shown == [(vnode.ino, 5, b"f")]

@@ -53,6 +53,18 @@ class _Notifier:
         await self.core.pace.pause()
         await self.pages.notify_store(ino, offset, data)
 
+    async def ask(self, ino: int, generation: int) -> int | None:
+        await self._world.pause()
+        inode = self.core.inodes.get(ino)
+        if inode is None:
+            return None
+        inode.busy += 1
+        try:
+            await self.core.ask_attributes(inode)
+            return inode.size
+        finally:
+            inode.busy -= 1
+
 
 class ClientMachine:
     """One mount. `start` it; then `names` and `pages` are its system calls; `crash` ends it without a word."""

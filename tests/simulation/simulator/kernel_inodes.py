@@ -239,6 +239,10 @@ class KernelCore:
         """What stat(2) gives of an inode; asks if what is known is too old."""
         if inode.attributes_until_s > self.now():
             return Attributes.of_inode(inode)
+        return await self.ask_attributes(inode)
+
+    async def ask_attributes(self, inode: Inode) -> Attributes:
+        """GETATTR."""
         version = self.attr_version
         entry = await self.request(self.operations.getattr, inode.ino, self.context)
         await self.change_attributes(inode, entry, version)

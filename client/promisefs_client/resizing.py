@@ -1,18 +1,21 @@
-"""Has the kernel believe that an open file reaches as far as it does.
+"""Has the kernel believe in the true size of an open file.
 
-Beyond the end that the kernel believes in a mapping gets SIGBUS, and what is stored into its last page there is never
-written back. Nothing makes the kernel ask: a fault sends a READ at most. A read asks for attributes, but the kernel
-throws an answer away if it has taken an invalidation in, or another answer with attributes of the file, since it made
-the request (fuse_change_attributes), and goes by the old size. So of several sizes that it was told it may believe in
-any; `Vnode.told_size` is the least of them. Whenever an open file is found to reach further than that, the kernel is
-shown the last byte (`Notifier.store`), which always counts: before a break is acknowledged, when promises have been
-renewed, when the file is opened, and when the kernel asks for its attributes.
+If it believes in less: beyond that end a mapping gets SIGBUS, what is stored into its last page there is never written
+back, and a read that overlaps with another change ends early. Nothing makes the kernel ask: a fault sends a READ at
+most, and an answer to GETATTR may be thrown away (`kernel_size`). So it is shown the last byte (`Notifier.store`).
+
+If it believes in more: a read that overlaps with another change shows zeros there, and a mapping reaches beyond the
+end. What it believes in becomes smaller only by attributes that it asked for. So it is made to ask (`Notifier.ask`).
+
+This is done before a break is acknowledged, when promises have been renewed, when a file is opened; and, for what grew,
+when the kernel asks for attributes.
 """
 
 from __future__ import annotations
 
 import logging
 
+import trio
 from promisefs_protocol.abort import Aborted
 from promisefs_protocol.messages import FetchData
 
@@ -23,13 +26,21 @@ from .vnode_table import KernelWork
 
 log = logging.getLogger(__name__)
 
+ASK_TRIES = 10
+ASK_AGAIN_S = 0.002
+"""It throws the answer away while a write here makes the file longer, which takes a moment; and while a truncation is
+under way here, which may take long, but brings the size with it."""
+
+
+async def correct_size(cell: Cell, vnode: Vnode, hint: int = 0) -> None:
+    """Have the kernel believe in the size that the file has. `hint`: a break said that it reaches so far by now."""
+    await show_end(cell, vnode, hint)
+    await cut_end(cell, vnode)
+
 
 async def show_end(cell: Cell, vnode: Vnode, hint: int = 0) -> None:
-    """Show the kernel the file's last byte if it reaches further than the kernel was told.
-
-    `hint`: a break said that it reaches so far by now.
-    """
-    while vnode.opens and (end := max(vnode.size, hint)) > vnode.told_size:
+    """Show the kernel the file's last byte if it reaches further than the kernel may believe."""
+    while vnode.opens and (end := max(vnode.size, hint)) > vnode.kernel_size.least:
         hint = 0
         byte = _known(cell, vnode, end)
         if not byte:
@@ -41,13 +52,27 @@ async def show_end(cell: Cell, vnode: Vnode, hint: int = 0) -> None:
                 continue  # broken, cut or written meanwhile
         contents = vnode.contents
         # A break that comes from here on has the kernel drop the byte after it has taken it in (`KernelCaches`).
-        vnode.told_size = end
+        vnode.kernel_size.reaches(end)
         vnode.shown_at = end - 1
         if contents is not None:
             contents.given(end - 1, byte)
         await cell.kernel.store_byte(vnode.ino, end - 1, byte)
         if vnode.size < end:  # cut here before the kernel took it in
             await cell.drop([KernelWork(vnode.ino, True, False, 0)])
+
+
+async def cut_end(cell: Cell, vnode: Vnode) -> None:
+    """Have the kernel ask for the size if it may believe in a larger one."""
+    for tried in range(ASK_TRIES):
+        if not vnode.opens or vnode.size >= vnode.kernel_size.most:
+            return
+        if tried:
+            await trio.sleep(ASK_AGAIN_S * tried)
+        believed = await cell.kernel.ask(vnode.ino, vnode.fid.uniquifier)
+        if believed is None:
+            return
+        vnode.kernel_size.believes(believed)
+    log.debug("%s: the kernel goes on believing in %d bytes", vnode.fid, vnode.kernel_size.most)
 
 
 def _known(cell: Cell, vnode: Vnode, end: int) -> bytes:
