@@ -54,7 +54,7 @@ class _Notifier:
         await self.pages.notify_store(ino, offset, data)
 
     async def ask(self, ino: int, generation: int) -> int | None:
-        await self._world.pause()
+        await self.core.pace.pause()
         inode = self.core.inodes.get(ino)
         if inode is None:
             return None
