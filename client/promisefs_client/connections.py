@@ -9,21 +9,26 @@ import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Status
 from promisefs_protocol.messages import FetchStatus
+from promisefs_protocol.tcp import connect
 
+from . import clock
 from .callbacks import CallbackService
 from .cell import Cell
+from .clock import Clock
 from .errors import ExitCode, FsError, ServerUnavailable, UserError
 from .locator import Locator
 from .options import MountOptions, Source
 from .servers import Server
-from .session import Refused, ServerSession
+from .session import Dial, Refused, ServerSession
 from .volumes import Volume, Volumes
 
 
 class Connections:
     """`description` tells the servers' administrators who this is."""
 
-    def __init__(self, source: Source, options: MountOptions, description: str) -> None:
+    def __init__(
+        self, source: Source, options: MountOptions, description: str, dial: Dial = connect, now: Clock = clock.now
+    ) -> None:
         self._source = source
         self._timeout_s = options.timeout_s
         self.sessions: dict[Server, ServerSession] = {}
@@ -36,7 +41,7 @@ class Connections:
             service = CallbackService(server, options.ack_wait_s)
             self.callbacks.append(service)
             self.sessions[server] = ServerSession(
-                server, address, client, description, options.timeout_s, service.serve, service.reset
+                server, address, client, description, options.timeout_s, service.serve, service.reset, dial, now
             )
         self.locator = Locator(list(self.sessions.values()), self.volumes)
 

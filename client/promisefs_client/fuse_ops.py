@@ -292,8 +292,9 @@ class Operations(pyfuse3.Operations):
             await self._change(change)
         if vnode.is_dirty and change.mtime_ns is not None:
             vnode.pending_mtime_ns = vnode.written_ns = change.mtime_ns  # what is stored later must not undo it
-        attributes = self._attributes(vnode)
-        vnode.kernel_size.believes(attributes.st_size)  # the answer to SETATTR always counts
+        # For no time: the kernel takes these as they are (fuse_do_setattr), also if an invalidation has overtaken them.
+        attributes = attributes_of(vnode, 0.0, 0)
+        vnode.kernel_size.believes(attributes.st_size)
         return attributes
 
     async def _change(self, change: StoreStatus) -> None:
@@ -376,7 +377,13 @@ class Operations(pyfuse3.Operations):
     @_handler  # pyfuse3 takes any buffer
     async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
         file = self._open_files[fh]
-        return await self._files.read(file.vnode, off, size, file.readahead)
+        vnode = file.vnode
+        data = await self._files.read(vnode, off, size, file.readahead)
+        if len(data) < size:
+            vnode.kernel_size.ended(off + len(data))
+        if vnode.size > vnode.kernel_size.least:
+            self._cell.start(show_end, self._cell, vnode)  # not here: the kernel has the page locked
+        return data
 
     @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:

@@ -29,6 +29,10 @@ class KernelSize:
         self.least = end if self.least == NEVER_TOLD else max(self.least, end)
         self.most = max(self.most, end)
 
+    def ended(self, end: int) -> None:
+        """A READ ended there: if it had believed in more, it may take that for the end (fuse_short_read)."""
+        self.least = min(self.least, end)
+
     def believes(self, size: int) -> None:
         """This is certain."""
         self.least = self.most = size

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from types import SimpleNamespace
+from typing import cast
 
+import pyfuse3
 import pytest
 import trio
 from client_mount import ClientMount, World, new_file, settled
@@ -217,6 +220,17 @@ async def test_growth_from_before_a_file_was_opened_is_shown_when_it_is(world: W
     assert mount.kernel.bytes_shown == [(vnode.ino, 4, b"e")]
 
 
+async def test_growth_is_shown_to_a_kernel_that_took_a_short_read_for_the_end(world: World, mount: ClientMount) -> None:
+    """A mapping would get SIGBUS there, though the file has not grown beyond what the kernel was told before."""
+    other, fid = await new_file(world, b"abcde")
+    vnode = await mount.open(b"file")
+    handle = await mount.open_handle(vnode, os.O_RDONLY)
+    await other.truncate(fid, 1)
+    assert bytes(await mount.operations.read(handle, 0, PAGE_BYTES)) == b"a"
+    await other.store(fid, b"xy", 1)
+    assert mount.kernel.bytes_shown == [(vnode.ino, 2, b"y")]
+
+
 async def test_the_end_is_shown_after_an_append_that_went_elsewhere(world: World, mount: ClientMount) -> None:
     """The kernel takes its own sum for the size, and no attributes while a write makes the file longer."""
     other, fid = await new_file(world, b"abc")
@@ -344,6 +358,21 @@ async def test_a_truncation_counts_as_a_write_and_its_time_stays(world: World, m
     cut_at = (await other.stat(fid)).status.mtime_ns
     await mount.files.store(vnode, sync=False)
     assert (await other.stat(fid)).status.mtime_ns == cut_at
+
+
+async def test_the_kernel_is_to_ask_again_after_a_change_of_attributes(world: World, mount: ClientMount) -> None:
+    """It takes the attributes of SETATTR's answer as they are, also when a break's invalidation has overtaken them."""
+    await new_file(world, b"abc")
+    vnode = await mount.open(b"file")
+    fields = SimpleNamespace(
+        update_mode=True, update_uid=False, update_gid=False, update_size=False, update_atime=False, update_mtime=False
+    )
+    wanted = pyfuse3.EntryAttributes()
+    wanted.st_mode = 0o100600
+    context = pyfuse3.RequestContext()
+    answer = await mount.operations.setattr(vnode.ino, wanted, cast(pyfuse3.SetattrFields, fields), None, context)
+    assert (answer.st_mode, answer.attr_timeout) == (0o100600, 0)
+    assert (await mount.operations.getattr(vnode.ino, context)).attr_timeout > 0
 
 
 # Pages that two mounts write

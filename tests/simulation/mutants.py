@@ -5,6 +5,7 @@ A mutant that survives is a hole in the checker, or in the model. Names of the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from unittest.mock import patch
 
 import trio
 from promisefs_client.callbacks import CallbackService
+from promisefs_client.cell import Cell
 from promisefs_client.contents import FileContents
 from promisefs_client.dirty import DirtyBytes
 from promisefs_client.filestore import FileStore
@@ -301,3 +303,54 @@ def _() -> Sequence[AbstractContextManager[Any]]:
         return
 
     return [patch.object(Namespace, "settled", settled)]
+
+
+# Several servers, and progress
+
+
+@mutant("reset-touches-all-servers", "what ends one server's promises leaves files of others alone", 300)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = VnodeTable.reset
+
+    def reset(self: VnodeTable, server: Server) -> Any:
+        every = {volume.server for volume in self.volumes} | {server}
+        parts = [original(self, each) for each in every]
+        return [item for urgent, _ in parts for item in urgent], [item for _, rest in parts for item in rest]
+
+    return [patch.object(VnodeTable, "reset", reset)]
+
+
+@mutant("one-server-holds-up-all", "a call waits for no server but the one that it goes to", 300)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = Cell._call_there
+
+    async def call_there(self: Cell, *args: Any) -> Any:
+        with trio.move_on_after(self.timeout_s):
+            for session in self.sessions.values():
+                await session._wait_connected()
+        return await original(self, *args)
+
+    return [patch.object(Cell, "_call_there", call_there)]
+
+
+@mutant("writers-wait-for-the-absent", "a mutation waits for a host no longer than until its lease has ended", 500)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    async def mind(self: Breaker, contact: Contact) -> None:
+        return
+
+    async def end_doubt(contact: Contact, doubt: trio.Event, lost: Any) -> None:
+        await doubt.wait()
+        for batch in lost:
+            batch.settled.set()
+
+    return [patch.object(Breaker, "_mind", mind), patch.object(Breaker, "_end_doubt", staticmethod(end_doubt))]
+
+
+@mutant("calls-without-end", "a call that a server does not answer fails after `timeout`", 1000)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = ServerSession.call
+
+    async def call(self: ServerSession, request: Any, bulk: Any = None, timeout_s: float | None = None) -> Any:
+        return await original(self, request, bulk, math.inf)
+
+    return [patch.object(ServerSession, "call", call)]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from simulator.checker import check_errors
 from simulator.checker_contents import ContentsChecker
 from simulator.checker_names import NamesChecker
-from simulator.history import NEVER, Call, History
+from simulator.checker_progress import check_progress
+from simulator.checker_separation import check_separation
+from simulator.history import NEVER, Call, History, Outage
+from simulator.layout import LAYOUTS
 from simulator.observer import check_agreement
-from simulator.plan import FILES
+from simulator.plan import FILES, make_plan
 from simulator.world import World
 
 INO = 7
@@ -132,9 +138,9 @@ def test_names() -> None:
 def test_a_listing_must_have_what_was_made_before() -> None:
     script = Script()
     script.call("a", "create", NAME, ino=20)
-    script.call("b", "list", (b"d0",), result={b"a": INO, b"b": 8, b"log": 9, b"x": 20})
+    script.call("b", "list", (b"d0",), result={b"a": INO, b"log": 9, b"x": 20})
     assert script.problems() == []
-    script.call("b", "list", (b"d0",), result={b"a": INO, b"b": 8, b"log": 9})
+    script.call("b", "list", (b"d0",), result={b"a": INO, b"log": 9})
     assert "stale" in script.problems()[0]
 
 
@@ -149,3 +155,84 @@ def test_in_the_end_all_mounts_must_see_the_same() -> None:
     assert list(check_agreement(script.history)) == []
     fresh.result = b"old"
     assert [problem.split(":")[0] for problem in check_agreement(script.history)] == ["apart"]
+
+
+# Several servers, and progress
+
+CELL = LAYOUTS[1]
+"""The second directory is on the second server."""
+FILE_ON_1 = 1 << 56 | 5
+
+
+def problems_of(script: Script) -> list[str]:
+    plan = replace(make_plan(0), layout=CELL)
+    return [
+        *check_separation(script.history),
+        *check_progress(script.history, plan),
+        *check_errors(script.history, plan),
+    ]
+
+
+def timed(script: Script, client: str, kind: str, *args: object, ino: int, at_s: float, error: str = "") -> None:
+    """A call from 0 to `at_s`."""
+    call = script.call(client, kind, *args, ino=ino, error=error)
+    call.end_s = at_s
+
+
+def test_a_call_ends_in_time() -> None:
+    script = Script()
+    timed(script, "c0", "fsync", ino=FILE_ON_1, at_s=9.0)
+    assert problems_of(script) == []
+    timed(script, "c0", "fsync", ino=FILE_ON_1, at_s=10.5)
+    assert "late" in problems_of(script)[0]
+
+
+def test_a_call_may_wait_for_the_server_that_it_needs_and_for_no_other() -> None:
+    script = Script()
+    script.history.outages.append(Outage(1, "c0", 0.0, 6.0))
+    timed(script, "c0", "fsync", ino=FILE_ON_1, at_s=12.0)
+    timed(script, "c0", "fsync", ino=FILE_ON_1, at_s=8.0, error="ETIMEDOUT")
+    timed(script, "c0", "stat", (b"d1", b"b"), ino=0, at_s=8.0, error="ETIMEDOUT")
+    assert problems_of(script) == []
+    timed(script, "c0", "fsync", ino=INO, at_s=12.0)
+    assert "late" in problems_of(script)[0]
+    for client, path in (("c0", (b"d0", b"a")), ("c1", (b"d1", b"b"))):
+        other = Script()
+        other.history.outages = script.history.outages
+        timed(other, client, "stat", path, ino=0, at_s=8.0, error="ETIMEDOUT")
+        assert "failed" in problems_of(other)[0]
+
+
+def test_a_call_may_wait_for_others_of_its_mount() -> None:
+    script = Script()
+    timed(script, "c0", "fsync", ino=FILE_ON_1, at_s=9.0)
+    last = script.call("c0", "fsync", ino=FILE_ON_1, begin=0)
+    last.end_s = 15.0
+    assert problems_of(script) == []
+    script.history.calls[0].client = "c1"
+    assert "late" in problems_of(script)[0]
+
+
+def test_bytes_are_dropped_for_a_reason_of_their_own_servers() -> None:
+    script = Script()
+    script.history.promises_end("c0", 0, None)
+    script.history.promises_end("c0", 1, (FILE_ON_1 + 1,))
+    script.history.promises_end("c1", 1, None)
+    script.history.dropped("c0", FILE_ON_1)
+    assert "touched" in problems_of(script)[0]
+    script.history.drops.clear()
+    script.history.promises_end("c0", 1, (FILE_ON_1,))
+    script.history.dropped("c0", FILE_ON_1)
+    assert problems_of(script) == []
+
+
+def test_nothing_goes_from_one_volume_to_another() -> None:
+    script = Script()
+    script.call("c0", "rename", (b"d0", b"x"), (b"d1", b"x"), ino=0, error="EXDEV")
+    script.call("c0", "rename", (b"d0", b"x"), (b"d0", b"y"))
+    assert problems_of(script) == []
+    script.call("c0", "rename", (b"d0", b"x"), (b"d1", b"x"))
+    assert "failed" in problems_of(script)[0]
+    other = Script()
+    other.call("c0", "link", (b"d0", b"x"), (b"d0", b"y"), ino=0, error="EXDEV")
+    assert "failed" in problems_of(other)[0]

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from .checker_appends import check_appends
 from .checker_contents import ContentsChecker
 from .checker_names import NamesChecker
-from .faults import DISTURBANCES
-from .history import History
-from .plan import Path, Plan
+from .checker_progress import check_progress, has_met_outage
+from .checker_separation import check_separation
+from .history import Call, History
+from .layout import Path
+from .plan import Plan
 
 
 def check(history: History, plan: Plan, initial: dict[Path, int]) -> list[str]:
@@ -17,20 +19,27 @@ def check(history: History, plan: Plan, initial: dict[Path, int]) -> list[str]:
     problems = list(ContentsChecker(history).check(initial))
     problems += NamesChecker(history).check(initial)
     problems += check_appends(history, initial)
-    problems += _check_errors(history, plan)
+    problems += check_separation(history)
+    problems += check_progress(history, plan)
+    problems += check_errors(history, plan)
     return problems
 
 
 ORDINARY = {"", "ENOENT", "EEXIST", "SIGBUS"}
 
 
-def _check_errors(history: History, plan: Plan) -> Iterator[str]:
+def check_errors(history: History, plan: Plan) -> Iterator[str]:
+    """Calls that failed and had no reason to, or did what they must not do."""
     for call in history.calls:
+        if call.succeeded and call.ino and _leads_elsewhere(call, plan):
+            yield f"failed: {call} went from one volume to another"
         if call.error in ORDINARY:
             continue
-        if call.error in ("ETIMEDOUT", "EIO") and any(fault.kind not in DISTURBANCES for fault in plan.faults):
+        if call.error in ("ETIMEDOUT", "EIO") and has_met_outage(history, plan, call):
             continue
         if call.error == "ESTALE" and call.kind in _BY_PATH and _changed_meanwhile(history, call):
+            continue
+        if call.error == "EXDEV" and _leads_elsewhere(call, plan):
             continue
         yield f"failed: {call}"
 
@@ -39,11 +48,19 @@ _BY_PATH = {"reopen", "stat", "chmod", "link", "unlink", "rename", "create"}
 _CHANGING = {"create", "unlink", "rename", "link", "reopen"}
 
 
-def _changed_meanwhile(history: History, call: object) -> bool:
+def _leads_elsewhere(call: Call, plan: Plan) -> bool:
+    """Whether it moves or links something to a directory that is in another volume."""
+    if call.kind not in ("rename", "link"):
+        return False
+    old, new = call.args
+    return plan.layout.home(old) != plan.layout.home(new)
+
+
+def _changed_meanwhile(history: History, call: Call) -> bool:
     """Whether somebody changed a name that the call uses while it ran."""
-    paths = {arg for arg in call.args if isinstance(arg, tuple)}  # type: ignore[attr-defined]
+    paths = {arg for arg in call.args if isinstance(arg, tuple)}
     return any(
-        other.kind in _CHANGING and other.begin < call.end and call.begin < other.end and paths.intersection(other.args)  # type: ignore[attr-defined]
+        other.kind in _CHANGING and other.begin < call.end and call.begin < other.end and paths.intersection(other.args)
         for other in history.calls
         if other is not call
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .history import NEVER, Call, History
-from .plan import LOG, Path
+from .layout import Path
+from .plan import LOG
 
 
 def check_appends(history: History, initial: dict[Path, int]) -> Iterator[str]:

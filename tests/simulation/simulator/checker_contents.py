@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .history import NEVER, Call, History
-from .plan import FILE_BYTES, FILES, LOG, Path
+from .layout import Path
+from .plan import FILE_BYTES, FILES, LOG
 
 INFINITY = 1 << 60
 _SYNCING = {"fsync", "msync", "close"}

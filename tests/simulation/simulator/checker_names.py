@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .history import NEVER, Call, History
-from .plan import Path
+from .layout import Path
 
 UNCLEAR = {"ETIMEDOUT", "EIO", ""}
 """Errors after which a change may or may not have happened; '' for what did not return."""

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import trio
-from promisefs_client.callbacks import CallbackService
 from promisefs_client.cell import Cell
+from promisefs_client.connections import Connections
 from promisefs_client.contents import PageCache
 from promisefs_client.filestore import FileStore
 from promisefs_client.fuse_ops import Operations
 from promisefs_client.kernel import KernelCaches
-from promisefs_client.locator import Locator
 from promisefs_client.mount_points import MountPoints
 from promisefs_client.namespace import Namespace
-from promisefs_client.servers import Server
+from promisefs_client.options import MountOptions, Source
 from promisefs_client.session import ServerSession
+from promisefs_client.vnode import ino_of
 from promisefs_client.vnode_table import KernelWork, VnodeTable
-from promisefs_client.volumes import Volumes
 from promisefs_client.xattrs import Xattrs
 from promisefs_protocol.address import Address
-from promisefs_protocol.messages import FetchStatus
+from promisefs_protocol.messages import CallBack, InitCallBackState3
 
+from .history import History
 from .kernel_inodes import KernelCore
 from .kernel_names import DentryCacheModel
 from .kernel_pages import PageCacheModel
@@ -39,11 +39,18 @@ class _Notifier:
     core: KernelCore
     pages: PageCacheModel
 
+    def __init__(self, dropped: Callable[[int], None]) -> None:
+        """`dropped` is told the inodes whose pages are dropped."""
+        self._dropped = dropped
+
     def increment_epoch(self) -> bool:
         self.core.epoch += 1
         return True
 
     async def invalidate(self, items: Sequence[KernelWork]) -> list[KernelWork]:
+        for item in items:
+            if item.pages:
+                self._dropped(item.ino)
         await self.core.pace.pause()
         unknown = await self.pages.notify_invalidate(items)
         await self.core.pace.pause()
@@ -70,16 +77,24 @@ class ClientMachine:
     """One mount. `start` it; then `names` and `pages` are its system calls; `crash` ends it without a word."""
 
     def __init__(
-        self, name: str, network: Network, nursery: trio.Nursery, server: str, timeout_s: float, rate: float
+        self,
+        name: str,
+        network: Network,
+        history: History,
+        nursery: trio.Nursery,
+        source: Source,
+        timeout_s: float,
+        rate: float,
     ) -> None:
-        """`rate`: how fast its clock runs."""
+        """It mounts `source`. `rate`: how fast its clock runs."""
         self.name = name
         self.world = network.world
         self.alive = False
+        self._history = history
         self._network = network
         self._parent = nursery
-        self._server = server
-        self._timeout_s = timeout_s
+        self._source = source
+        self._options = MountOptions(1 << 24, timeout_s, max_idle=10_000)
         self._rate = rate
         self._scope = trio.CancelScope()
         self.nursery: trio.Nursery
@@ -89,8 +104,8 @@ class ClientMachine:
         self.names: DentryCacheModel
         self.cell: Cell
         self.files: FileStore
-        self.callbacks: CallbackService
-        self.session: ServerSession
+        self.mount_points: MountPoints
+        self.connections: Connections
         self.cache: PageCache
 
     async def start(self) -> None:
@@ -108,6 +123,12 @@ class ClientMachine:
         self._network.client_gone(self.name)
         self._scope.cancel()
 
+    async def unmount(self) -> None:
+        """End in good order; everything has been closed and stored."""
+        self.alive = False
+        await self.connections.say_goodbye()
+        self._scope.cancel()
+
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         with self._scope:
             async with trio.open_nursery() as nursery:
@@ -118,55 +139,66 @@ class ClientMachine:
 
     async def _mount(self, nursery: trio.Nursery) -> None:
         """As Mount._connect and Mount._serve."""
-        self.cache = PageCache(1 << 24)
-        server = Server(self._server)
-        self.callbacks = CallbackService(server, ack_wait_s=1.0)
+        self.cache = PageCache(self._options.cache_bytes)
         dial = self._network.dialler(self.name)
 
         async def connect(address: Address) -> trio.abc.Stream:
             return await dial(address.host)
 
-        self.session = session = ServerSession(
-            server,
-            Address(self._server, 1),
-            self.world.random_bytes(16),
-            self.name,
-            self._timeout_s,
-            self.callbacks.serve,
-            self.callbacks.reset,
-            connect,
-            self.now,
-        )
-        await nursery.start(session.run)
-        nursery.start_soon(session.watch_lease)
-        volumes = Volumes()
-        locator = Locator([session], volumes)
-        volume = await locator.by_name("root")
-        root, _ = await session.call(FetchStatus(volume.root))
-        table = VnodeTable(self.cache, volumes, volume, root.entry.status, 10_000)
+        self.connections = connections = Connections(self._source, self._options, self.name, connect, self.now)
+        for number, session in enumerate(connections.sessions.values()):
+            self._note_what_ends(number, session)
+        await connections.open(nursery)
+        volume, root = await connections.find_root()
+        table = VnodeTable(self.cache, connections.volumes, volume, root, self._options.max_idle)
 
         def references(ino: int) -> int:
             vnode = table.by_ino(ino)
             return 0 if vnode is None else vnode.lookups
 
-        notifier = _Notifier()
+        notifier = _Notifier(self._note_drop)
         kernel = KernelCaches(notifier, references)
-        self.cell = cell = Cell({server: session}, locator, table, kernel, nursery, self.now)
-        self.files = FileStore(cell, self.cache, self._timeout_s)
+        self.cell = cell = Cell(connections.sessions, connections.locator, table, kernel, nursery, self.now)
+        self.files = FileStore(cell, self.cache, self._options.timeout_s)
         names = Namespace(cell)
-        operations = Operations(cell, self.files, names, MountPoints(cell, names), Xattrs(cell), lambda: None)
+        self.mount_points = MountPoints(cell, names)
+        operations = Operations(cell, self.files, names, self.mount_points, Xattrs(cell), lambda: None)
         self.core = notifier.core = KernelCore(self.world, self.now, operations, nursery)
         self.pages = notifier.pages = PageCacheModel(self.core)
         self.names = DentryCacheModel(self.core, self.pages)
-        self.callbacks.cell = cell
+        connections.attach(cell)
         cell.kernel.initialised()
         table.names_can_be_dropped = cell.kernel.has_epochs
-        nursery.start_soon(cell.renew_promises, server)
-        nursery.start_soon(self.files.store_in_time, server)
+        for server in connections.sessions:
+            nursery.start_soon(cell.renew_promises, server)
+            nursery.start_soon(self.files.store_in_time, server)
+
+    def _note_drop(self, ino: int) -> None:
+        if self.alive:  # what its daemon begins while it is being ended reaches no kernel
+            self._history.dropped(self.name, ino)
+
+    def _note_what_ends(self, number: int, session: ServerSession) -> None:
+        """Have the history know when promises of server `number` end here. Before it is met there are none."""
+        serve, lease_lost = session._on_callback, session._on_lease_lost
+
+        def noted_serve(request: Any, bulk: bytes | None) -> Any:
+            if isinstance(request, CallBack):
+                inos = tuple(ino_of(item.fid) for item in request.breaks)
+                self._history.promises_end(self.name, number, inos)
+            elif isinstance(request, InitCallBackState3) and session.connects:
+                self._history.promises_end(self.name, number, None)
+            return serve(request, bulk)
+
+        async def noted_lease_lost() -> None:
+            self._history.promises_end(self.name, number, None)
+            await lease_lost()
+
+        session._on_callback, session._on_lease_lost = noted_serve, noted_lease_lost
 
     def check_invariants(self) -> None:
         """Assert what must hold between any two steps."""
         self.cell.table.check_invariants()
+        self.connections.volumes.check_invariants()
         self.cache.check_invariants()
         for vnode in self.cell.table:
             if vnode.contents is not None:

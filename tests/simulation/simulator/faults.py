@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .network import LONGEST_NOTICE_S
 from .plan import Fault
+from .server_machine import ServerMachine
 
 if TYPE_CHECKING:
     from .run import Cell
 
-DISTURBANCES = ("shrink", "flush", "wall_clock")
-"""Faults that are none: nobody's call may fail for them."""
+OF_SERVERS = ("cut", "block", "stall", "isolate", "kill", "restart")
+"""Faults that hit one server, or what lies between it and clients."""
 
 
 class Faults:
@@ -38,14 +40,22 @@ class Faults:
 
     async def _cut(self, client: int, server: int) -> None:
         """All connections between the two break."""
+        self._cell.history.unreachable(server, f"c{client}", LONGEST_NOTICE_S)
         self._network.link(f"c{client}", f"server{server}").cut()
 
     async def _block(self, client: int, server: int, seconds: float, up: bool, down: bool) -> None:
         """Nothing gets through in one direction or both."""
+        self._cell.history.unreachable(server, f"c{client}", seconds)
         self._network.link(f"c{client}", f"server{server}").block(seconds, up, down)
+
+    async def _isolate(self, server: int, seconds: float) -> None:
+        """Nobody reaches the server."""
+        for client in range(self._cell.plan.clients):
+            await self._block(client, server, seconds, True, True)
 
     async def _stall(self, client: int, server: int, seconds: float, then_cut: bool) -> None:
         """What the server sends on one connection stays under way for a while, then perhaps the connection breaks."""
+        self._cell.history.unreachable(server, f"c{client}", seconds + then_cut * LONGEST_NOTICE_S)
         link = self._network.link(f"c{client}", f"server{server}")
         connection = link.stall(seconds)
         if then_cut and connection is not None:
@@ -58,21 +68,24 @@ class Faults:
         """kill -9; started again after a while."""
         machine = self._cell.servers[server]
         if machine.running:
-            machine.kill()
-            await trio.sleep(down_s)
-            self._cell.history.note("fault", f"{machine.name} starts again")
-            await machine.start()
+            with self._cell.history.away(server):
+                machine.kill()
+                await self._start_again(machine, down_s)
 
     async def _restart(self, server: int, down_s: float, lose_state: bool) -> None:
         """A clean shutdown and a start."""
         machine = self._cell.servers[server]
         if machine.running:
-            await machine.stop()
-            if lose_state:
-                machine.forget_callbacks()
-            await trio.sleep(down_s)
-            self._cell.history.note("fault", f"{machine.name} starts again")
-            await machine.start()
+            with self._cell.history.away(server):
+                await machine.stop()
+                if lose_state:
+                    machine.forget_callbacks()
+                await self._start_again(machine, down_s)
+
+    async def _start_again(self, machine: ServerMachine, down_s: float) -> None:
+        await trio.sleep(down_s)
+        self._cell.history.note("fault", f"{machine.name} starts again")
+        await machine.start()
 
     # Clients
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -44,6 +46,41 @@ class Call:
         return f"#{self.number} {self.process}: {self.kind}{_text(self.args)} = {result}"
 
 
+@dataclass(slots=True, eq=False)
+class Outage:
+    """A server was away, or could not be reached."""
+
+    server: int
+    client: str | None
+    """Whose connection it was; None: everybody's."""
+    begin_s: float
+    end_s: float
+
+    def concerns(self, client: str, servers: Container[int]) -> bool:
+        return self.server in servers and self.client in (None, client)
+
+
+class TakenBack(NamedTuple):
+    """A client was told, or found out, that promises of a server hold no more."""
+
+    at: float
+    """Its place in the order of all events."""
+    at_s: float
+    client: str
+    server: int
+    inos: tuple[int, ...] | None
+    """None: none of that server's."""
+
+
+class Drop(NamedTuple):
+    """A kernel was told to drop what it has of a file's bytes."""
+
+    at: float
+    at_s: float
+    client: str
+    ino: int
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bytes) and len(value) > 12:
         return describe_bytes(value)
@@ -55,13 +92,38 @@ def _text(value: Any) -> str:
 class History:
     def __init__(self, world: World) -> None:
         self._world = world
+        self.begin_s = world.now_s
         self._order = 0
         self._told = trio.Event()
         self.calls: list[Call] = []
         self.timeline: list[tuple[float, str, str]] = []
+        self.outages: list[Outage] = []
+        self.taken_back: list[TakenBack] = []
+        self.drops: list[Drop] = []
 
     def note(self, actor: str, text: str) -> None:
         self.timeline.append((self._world.now_s, actor, text))
+
+    def unreachable(self, server: int, client: str, seconds: float) -> None:
+        """For so long from now on."""
+        now_s = self._world.now_s
+        self.outages.append(Outage(server, client, now_s, now_s + seconds))
+
+    @contextmanager
+    def away(self, server: int) -> Iterator[None]:
+        """The server is, within the block."""
+        outage = Outage(server, None, self._world.now_s, NEVER)
+        self.outages.append(outage)
+        try:
+            yield
+        finally:
+            outage.end_s = self._world.now_s
+
+    def promises_end(self, client: str, server: int, inos: tuple[int, ...] | None) -> None:
+        self.taken_back.append(TakenBack(self.tick(), self._world.now_s, client, server, inos))
+
+    def dropped(self, client: str, ino: int) -> None:
+        self.drops.append(Drop(self.tick(), self._world.now_s, client, ino))
 
     def tick(self) -> int:
         self._order += 1

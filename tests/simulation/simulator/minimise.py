@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeVar
 
+from .faults import OF_SERVERS
+from .layout import ALONE
 from .plan import Plan
 from .run import Outcome, run_history
 
@@ -53,6 +55,8 @@ def _shorter(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, processes=_without(plan.processes, number, number + 1))
     for number in range(len(plan.faults)):
         yield replace(plan, faults=_without(plan.faults, number, number + 1))
+    if plan.layout is not ALONE and not any(fault.kind in OF_SERVERS for fault in plan.faults):
+        yield replace(plan, layout=ALONE)
     for number, (client, steps) in enumerate(plan.processes):
         size = len(steps) // 2
         while size:

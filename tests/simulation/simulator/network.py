@@ -20,6 +20,11 @@ from .world import World
 WINDOW_BYTES = 1 << 18
 """So much may be under way in one direction before a sender waits."""
 
+LONGEST_NOTICE_S = 0.5
+"""After a cut each end notices within this."""
+LONGEST_DELAY_S = 1.7
+"""Of what is sent, while nothing is blocked."""
+
 Accept = Callable[[trio.abc.Stream, str], None]
 
 
@@ -114,7 +119,7 @@ class Link:
     def cut(self, only: _Connection | None = None) -> None:
         """Every connection breaks, or `only` one; each end notices at its own time."""
         for connection in [c for c in self.connections if only in (None, c)]:
-            connection.cut(self._random.random() * 0.5, self._random.random() * 0.5)
+            connection.cut(self._random.random() * LONGEST_NOTICE_S, self._random.random() * LONGEST_NOTICE_S)
             self.connections.remove(connection)
 
 

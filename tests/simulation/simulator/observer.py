@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from .history import Call, History
-from .plan import DIRECTORIES, FILES, LOG, LOOK_BYTES, NAMES, Step
+from .layout import DIRECTORIES
+from .plan import FILES, LOG, LOOK_BYTES, NAMES, Step
 from .processes import Process
 
 if TYPE_CHECKING:

@@ -11,11 +11,9 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-Path = tuple[bytes, ...]
+from .layout import ALONE, DIRECTORIES, LAYOUTS, Layout, Path
 
-DIRECTORIES: tuple[Path, ...] = ((b"d0",), (b"d1",))
-"""Always there. Everything else happens in them."""
-FILES: tuple[Path, ...] = ((b"d0", b"a"), (b"d0", b"b"))
+FILES: tuple[Path, ...] = ((b"d0", b"a"), (b"d1", b"b"))
 """There from the beginning, of FILE_BYTES zeros."""
 FILE_BYTES = 9000
 LOG: Path = (b"d0", b"log")
@@ -62,7 +60,7 @@ class Plan:
     """Of the schedule: delays, the order of tasks."""
     profile: str
     clients: int
-    servers: int
+    layout: Layout
     lease_s: float
     timeout_s: float
     processes: tuple[tuple[int, tuple[Step, ...]], ...]
@@ -111,6 +109,7 @@ class Maker:
         """So many steps begin when another process has finished one: they meet."""
         self._names = rng.sample(NAMES, rng.choice((1, 2, 3, len(NAMES), len(NAMES))))
         self._likings: dict[str, float] = {}
+        self.hot_share = 0.8
 
     @property
     def values_left(self) -> int:
@@ -145,7 +144,7 @@ class Maker:
         return Step(kind, args, WATCH if watches else self.delay_s())
 
     def file(self) -> Path:
-        return self.hot_path if self._random.random() < 0.8 else self._random.choice(FILES)
+        return self.hot_path if self._random.random() < self.hot_share else self._random.choice(FILES)
 
     def name(self) -> Path:
         return self._random.choice(self._names)
@@ -241,8 +240,11 @@ PROFILES: dict[str, tuple[str, ...]] = {
 def make_plan(seed: int, *, faults: bool = True, profile: str | None = None) -> Plan:
     rng = random.Random(seed)
     profile = profile or rng.choice(list(PROFILES))
-    clients = rng.choice((2, 2, 2, 3, 3, 4))
+    layout = _choose_layout(seed)
+    clients = rng.choice((2, 2, 2, 2, 3, 3, 3, 4, 4, 5))
     maker = Maker(rng, shrinks="mapping" not in PROFILES[profile])
+    if layout is not ALONE and rng.random() < 0.5:
+        maker.hot_share = 1.0  # the other file is changed by nobody
     processes = []
     for number in range(clients + rng.choice((0, 0, 1, 2, clients))):
         subjects = PROFILES[profile]
@@ -254,17 +256,41 @@ def make_plan(seed: int, *, faults: bool = True, profile: str | None = None) -> 
         if profile == "appends":
             steps = [s for s in steps if s.kind not in ("truncate", "write")]
         processes.append((number % clients, tuple(steps)))
+    if layout is not ALONE:
+        processes += [(rng.randrange(clients), _watching(maker, rng)) for _ in range(rng.randint(1, clients))]
+    disturbances = _make_disturbances(rng, clients)
+    if not faults:
+        problems: tuple[Fault, ...] = ()
+    elif layout.servers == 1:
+        problems = _make_faults(rng, clients)
+    else:
+        problems = _make_faults_of_one_server(rng, clients, rng.randrange(layout.servers))
     return Plan(
         seed=seed,
         profile=profile,
         clients=clients,
-        servers=1,
+        layout=layout,
         lease_s=3.0,
         timeout_s=8.0,
         processes=tuple(processes),
-        faults=_make_disturbances(rng, clients) + (_make_faults(rng, clients, 1) if faults else ()),
+        faults=disturbances + problems,
         clock_rates=tuple(rng.choice((1.0, 0.99, 1.01)) for _ in range(clients)),
     )
+
+
+def _choose_layout(seed: int) -> Layout:
+    rng = random.Random(seed ^ 0xCE11)
+    return ALONE if rng.random() < 0.7 else rng.choice(LAYOUTS)
+
+
+def _watching(maker: Maker, rng: random.Random) -> tuple[Step, ...]:
+    """Reads one file, changes nothing: what it has cached is to outlive what befalls other servers than that file's."""
+    file = rng.choice((*FILES, *(file for file in FILES if file != maker.hot_path)))
+    steps = [maker.step("reopen", file, os.O_RDONLY)]
+    for _ in range(rng.randint(4, 12)):
+        kind = rng.choice(("load", "load", "read", "stat"))
+        steps.append(maker.step(kind, file) if kind == "stat" else maker.step(kind, *maker.range_in_page()))
+    return tuple(steps)
 
 
 def _first_step(maker: Maker, rng: random.Random, profile: str) -> Step:
@@ -275,33 +301,48 @@ def _first_step(maker: Maker, rng: random.Random, profile: str) -> Step:
     return maker.step("reopen", maker.file(), os.O_RDWR)
 
 
-def _make_faults(rng: random.Random, clients: int, servers: int) -> tuple[Fault, ...]:
+def _make_faults(rng: random.Random, clients: int) -> tuple[Fault, ...]:
     """Half of all histories have some."""
     kinds = rng.choice(("", "", "network", "server", "client", "incident", "all"))
     faults: list[Fault] = []
     for _ in range(rng.randint(1, 4) if kinds else 0):
-        at_s = rng.choice((0.05, 0.3, 2.0, 6.0)) * rng.random()
         kind = kinds if kinds != "all" else rng.choice(("network", "network", "server", "client", "incident"))
-        client, server = rng.randrange(clients), rng.randrange(servers)
-        if kind == "incident":
-            # The server has forgotten its promises, and who had some may not hear of it.
-            faults.append(Fault(at_s, "block", (client, server, rng.random() * 4.0, True, True)))
-            faults.append(Fault(at_s, "kill", (server, 0.1 * rng.random(), False)))
-        elif kind == "network":
-            if rng.random() < 0.3:
-                faults.append(Fault(at_s, "cut", (client, server)))
-            elif rng.random() < 0.4:
-                faults.append(Fault(at_s, "stall", (client, server, rng.random(), rng.random() < 0.5)))
-            else:
-                up, down = rng.choice(((True, True), (True, True), (True, False), (False, True)))
-                seconds = rng.choice((0.5, 2.0, 4.0, 12.0)) * rng.random()
-                faults.append(Fault(at_s, "block", (client, server, seconds, up, down)))
-        elif kind == "server":
-            down_s = rng.choice((0.0, 0.5, 5.0)) * rng.random()
-            faults.append(Fault(at_s, rng.choice(("kill", "kill", "restart")), (server, down_s, rng.random() < 0.5)))
-        else:
-            faults.append(Fault(at_s, "crash", (client,)))
+        faults += _make_fault(rng, kind, rng.randrange(clients), 0)
     return tuple(faults)
+
+
+def _make_faults_of_one_server(rng: random.Random, clients: int, server: int) -> tuple[Fault, ...]:
+    """One of several servers has a bad day, and now and then a client too."""
+    kinds = ("network", "network", "isolation", "server", "incident", "client")
+    faults: list[Fault] = []
+    for _ in range(rng.randint(1, 3)):
+        faults += _make_fault(rng, rng.choice(kinds), rng.randrange(clients), server)
+    return tuple(faults)
+
+
+def _make_fault(rng: random.Random, kind: str, client: int, server: int) -> list[Fault]:
+    at_s = rng.choice((0.05, 0.3, 2.0, 6.0)) * rng.random()
+    seconds = rng.choice((0.5, 2.0, 4.0, 12.0, 40.0)) * rng.random()
+    match kind:
+        case "client":
+            return [Fault(at_s, "crash", (client,))]
+        case "server":
+            down_s = rng.choice((0.0, 0.5, 5.0)) * rng.random()
+            return [Fault(at_s, rng.choice(("kill", "kill", "restart")), (server, down_s, rng.random() < 0.5))]
+        case "incident":
+            # The server has forgotten its promises, and who had some may not hear of it.
+            return [
+                Fault(at_s, "block", (client, server, rng.random() * 4.0, True, True)),
+                Fault(at_s, "kill", (server, 0.1 * rng.random(), False)),
+            ]
+        case "isolation":
+            return [Fault(at_s, "isolate", (server, seconds))]
+    if rng.random() < 0.3:
+        return [Fault(at_s, "cut", (client, server))]
+    if rng.random() < 0.4:
+        return [Fault(at_s, "stall", (client, server, rng.random(), rng.random() < 0.5))]
+    up, down = rng.choice(((True, True), (True, True), (True, False), (False, True)))
+    return [Fault(at_s, "block", (client, server, seconds, up, down))]
 
 
 def _make_disturbances(rng: random.Random, clients: int) -> tuple[Fault, ...]:

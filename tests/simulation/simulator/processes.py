@@ -11,7 +11,8 @@ from .client_machine import ClientMachine
 from .history import Call, History
 from .kernel_inodes import OpenFile
 from .kernel_pages import BusError
-from .plan import LOOK_BYTES, WATCH, Path, Step
+from .layout import Path
+from .plan import LOOK_BYTES, WATCH, Step
 
 WATCH_LIMIT_S = 0.5
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import trio
+from promisefs_client.session import ServerSession
 from promisefs_protocol.transport import Reply
 
 from .checker import check
@@ -22,7 +23,7 @@ from .observer import FRESH, check_agreement, observe_everything
 from .plan import Plan
 from .processes import Process
 from .server_machine import ServerMachine
-from .template import copy_template, initial_inodes, prepare_template, scratch_folder
+from .template import scratch_folder, template
 from .world import World, simulated
 
 LONGEST_S = 600.0
@@ -87,7 +88,7 @@ class Cell:
         self.clients: list[ClientMachine] = []
         self.nursery: trio.Nursery
         self.trace = False
-        self.initial = initial_inodes()
+        self.template = template(plan.layout)
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -115,18 +116,20 @@ class Cell:
         await trio.sleep(SETTLE_S)
 
     async def _start(self) -> None:
-        for number in range(self.plan.servers):
-            folder = self.folder / f"server{number}"
-            copy_template(folder / "0")
-            server = ServerMachine(f"server{number}", folder, self.network, self.nursery, self.plan.lease_s)
+        layout = self.plan.layout
+        for number, name in enumerate(layout.names):
+            folder = self.folder / name
+            self.template.copy(name, folder / "0")
+            server = ServerMachine(number, layout, folder, self.network, self.nursery, self.plan.lease_s)
             await server.start()
             self.servers.append(server)
         for number in range(self.plan.clients):
             self.clients.append(await self.start_client(f"c{number}"))
 
     async def start_client(self, name: str) -> ClientMachine:
+        plan = self.plan
         client = ClientMachine(
-            name, self.network, self.nursery, self.servers[0].name, self.plan.timeout_s, self.plan.rate_of(name)
+            name, self.network, self.history, self.nursery, plan.layout.source, plan.timeout_s, plan.rate_of(name)
         )
         await client.start()
         if self.trace:
@@ -134,39 +137,45 @@ class Cell:
         return client
 
     def _trace(self, client: ClientMachine) -> None:
-        """Have the timeline show the kernel's requests and the server's callbacks too."""
+        """Have the timeline show the kernel's requests, calls to servers and their callbacks too."""
         client.core.trace = lambda text: self.history.note(f"{client.name} kernel", text)
-        serve = client.session._on_callback
+        for session in client.connections.sessions.values():
+            self._trace_session(client.name, session)
+
+    def _trace_session(self, client: str, session: ServerSession) -> None:
+        server = session.address.host
+        serve = session._on_callback
 
         async def traced(request: Any, bulk: bytes | None) -> Reply:
-            self.history.note(f"{client.name} calls", f"{request} ...")
+            self.history.note(f"{server} calls", f"{client}: {request} ...")
             reply = serve(request, bulk)
             if not isinstance(reply, tuple):
                 reply = await reply
-            self.history.note(f"{client.name} calls", f"{request} = {reply[0]}")
+            self.history.note(f"{server} calls", f"{client}: {request} = {reply[0]}")
             return reply
 
-        client.session._on_callback = traced
-        call = client.session.call
+        session._on_callback = traced
+        call = session.call
 
         async def traced_call(request: Any, bulk: Any = None, timeout_s: float | None = None) -> Any:
-            self.history.note(f"{client.name} asks", f"{request} ...")
+            self.history.note(f"{client} asks", f"{server}: {request} ...")
             try:
                 reply = await call(request, bulk, timeout_s)
             except BaseException as error:
                 text = "cancelled" if isinstance(error, trio.Cancelled) else repr(error)
-                self.history.note(f"{client.name} asks", f"{request}: {text}")
+                self.history.note(f"{client} asks", f"{server}: {request}: {text}")
                 raise
-            self.history.note(f"{client.name} asks", f"{request} = {reply[0]}")
+            self.history.note(f"{client} asks", f"{server}: {request} = {reply[0]}")
             return reply
 
-        client.session.call = traced_call  # type: ignore[method-assign]
+        session.call = traced_call  # type: ignore[method-assign]
 
 
 def run_history(plan: Plan, *, trace: bool = False) -> Outcome:
     """Run and check one history. Leaves nothing behind."""
     outcome = Outcome(plan)
-    prepare_template()
+    with _logs():
+        template(plan.layout)
     with simulated(plan.seed) as world, _logs() as defects:
         history = History(world)
         cell = Cell(plan, world, history)
@@ -176,7 +185,7 @@ def run_history(plan: Plan, *, trace: bool = False) -> Outcome:
         finally:
             shutil.rmtree(cell.folder, ignore_errors=True)
         outcome.problems += [f"a defect was met: {text}" for text in defects.found]
-        outcome.problems += check(history, plan, cell.initial)
+        outcome.problems += check(history, plan, cell.template.initial)
         outcome.problems += check_agreement(history)
         outcome.timeline = history.text()
         outcome.calls = len(history.calls)

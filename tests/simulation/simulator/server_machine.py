@@ -11,16 +11,26 @@ import time
 from pathlib import Path
 
 import trio
+from promisefs_server.membership import ALONE, Membership, membership_in
 from promisefs_server.service import Fileserver
 from promisefs_server.store import Store
 
+from .layout import Layout
 from .network import Network
 
 
+def membership_of(layout: Layout, number: int) -> Membership:
+    """As what a server serves its store."""
+    return membership_in(layout.cell_file, number) if layout.is_cell else ALONE
+
+
 class ServerMachine:
-    def __init__(self, name: str, folder: Path, network: Network, nursery: trio.Nursery, lease_s: float) -> None:
+    def __init__(
+        self, number: int, layout: Layout, folder: Path, network: Network, nursery: trio.Nursery, lease_s: float
+    ) -> None:
         """`folder` holds one folder for each time the store was copied; `0` must be there."""
-        self.name = name
+        self.name = layout.names[number]
+        self._membership = membership_of(layout, number)
         self.lease_s = lease_s
         self._folder = folder
         self._network = network
@@ -40,7 +50,7 @@ class ServerMachine:
 
     async def start(self) -> None:
         """Start, and return when connections are accepted."""
-        store = Store.open(self.store_folder, time.time_ns())
+        store = Store.open(self.store_folder, time.time_ns(), self._membership)
         server = Fileserver(store, self.lease_s)
         self._scope, self._ended = trio.CancelScope(), trio.Event()
         await self._nursery.start(self._run, server, self._scope, self._ended)
