@@ -39,7 +39,8 @@ _FILEID_INO64_GEN = 0x81
 """fuse_encode_fh: number of the inode, high half first, and generation, 32 bits each."""
 _CLOSE_RANGE_UNSHARE = 2
 
-_Done = Callable[[int | None], None]
+_Answer = int | OSError | None
+_Done = Callable[[_Answer], None]
 
 
 class OwnInodes:
@@ -64,23 +65,24 @@ class OwnInodes:
         if self._threads < THREADS:
             self._threads += 1
             threading.Thread(target=self._serve, name=f"own inodes {self._threads}", daemon=True).start()
-        answer: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._wanted.put((ino, generation, answer.put))
-        return answer.get()
+        answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
+        self._wanted.put((ino, generation, answers.put))
+        answer = answers.get()
+        if isinstance(answer, OSError):
+            self._failed(ino, answer)
+            return None
+        return answer
 
     def _serve(self) -> None:
+        """In a thread of its own. Nothing is logged here: the log's descriptor is closed, too."""
         if self._libc.close_range(3, 0x7FFFFFFF, _CLOSE_RANGE_UNSHARE):
             self.available = False  # older than Linux 5.9
         while True:
             ino, generation, done = self._wanted.get()
-            size: int | None = None
             try:
-                if self.available:
-                    size = self._size_after_asking(ino, generation)
+                done(self._size_after_asking(ino, generation) if self.available else None)
             except OSError as error:
-                self._failed(ino, error)
-            finally:
-                done(size)
+                done(error)
 
     def _failed(self, ino: int, error: OSError) -> None:
         if error.errno == errno.EPERM:
