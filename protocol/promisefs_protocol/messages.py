@@ -1,11 +1,11 @@
 """Every call of the protocol: its name, its arguments, its reply.
 
-Methods keep AFS's names. Names that AFS does not have: HELLO, CB.RenewLease, FS.Sync, FS.AppendData, FS.GiveUpOpen,
-FS.GetLock, FS.CancelLock, CB.AnswerLocks, mount points, the xattr calls, and RenameVolume. A request or reply is a
-NamedTuple; bulk bytes (file contents, xattr values) travel beside it, see `connection`. Directions: FS.* and VL.* from
-the client on its *calls* connection; CB.RenewLease from the client, every other CB.* from the server, on the client's
-*callbacks* connection; the administration of volumes on the server's control socket only, a Unix socket in its store,
-without HELLO.
+Methods keep AFS's names. Names that AFS does not have: HELLO, CB.RenewLease, FS.Sync, FS.AppendData, FS.Fallocate,
+FS.Seek, FS.CopyRange, FS.GiveUpOpen, FS.GetLock, FS.CancelLock, CB.AnswerLocks, mount points, the xattr calls, and
+RenameVolume. A request or reply is a NamedTuple; bulk bytes (file contents, xattr values) travel beside it, see
+`connection`. Directions: FS.* and VL.* from the client on its *calls* connection; CB.RenewLease from the client, every
+other CB.* from the server, on the client's *callbacks* connection; the administration of volumes on the server's
+control socket only, a Unix socket in its store, without HELLO.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Annotated, Any, NamedTuple
 
 from .fields import NameCheck, decoder, int_range, length_range
 from .ids import (
+    MAX_FILE_BYTES,
     MAX_NAME_BYTES,
     MAX_SYMLINK_BYTES,
     MAX_XATTR_NAME_BYTES,
@@ -210,6 +211,62 @@ class StoreStatus(NamedTuple):
     size: Size | None
     atime_ns: TimeNs | None
     mtime_ns: TimeNs | None
+
+
+class Fallocate(NamedTuple):
+    """fallocate(2): reserve the range on the server's disk, or make it zeros, reserved or not, by `mode`.
+
+    Aborts NOTSUP for any other mode, or if the server's disk cannot reserve.
+    """
+
+    fid: Fid
+    mode: U32  # FallocateMode
+    offset: Size
+    length: Annotated[int, int_range(1, MAX_FILE_BYTES)]
+
+
+class FallocateMode(enum.IntFlag):
+    """linux/falloc.h. PUNCH_HOLE only with KEEP_SIZE."""
+
+    ALLOCATE = 0
+    KEEP_SIZE = 1
+    PUNCH_HOLE = 2
+    ZERO_RANGE = 16
+
+
+class Seek(NamedTuple):
+    """Where the next byte of data is, at `offset` or behind it, or the next hole; the end counts as one."""
+
+    fid: Fid
+    offset: Size
+    hole: bool
+
+
+class SeekReply(NamedTuple):
+    """`offset` is None if there is none: only holes follow, or the file ends before."""
+
+    entry: PromisedStatus
+    offset: Size | None
+
+
+class CopyRange(NamedTuple):
+    """Copy bytes of one file into another one of the volume, or to another range of the same, which must not overlap.
+
+    Aborts XDEV if the two are of different volumes.
+    """
+
+    fid: Fid  # of the target
+    offset: Size
+    source: Fid
+    source_offset: Size
+    length: Size
+
+
+class CopyRangeReply(NamedTuple):
+    """`copied`: less than `length` where the source ends, and at the server's discretion; 0 only at the end."""
+
+    entry: PromisedStatus  # of the target
+    copied: Size
 
 
 class Sync(NamedTuple):
@@ -629,6 +686,9 @@ _METHODS = (
     _method("FS.StoreData", StoreData, StatusReply),
     _method("FS.AppendData", AppendData, AppendDataReply, True),
     _method("FS.StoreStatus", StoreStatus, StatusReply),
+    _method("FS.Fallocate", Fallocate, StatusReply),
+    _method("FS.Seek", Seek, SeekReply),
+    _method("FS.CopyRange", CopyRange, CopyRangeReply),
     _method("FS.Sync", Sync, Empty),
     _method("FS.CreateFile", CreateFile, EntryReply, True),
     _method("FS.MakeDir", MakeDir, EntryReply, True),

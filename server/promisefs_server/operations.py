@@ -6,7 +6,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from .store import Store
 from .vnode_locks import VnodeLocks
 from .vnodes import Vnode
 from .volumes import Volume
+from .writers import Writers
 
 Later = Callable[[], Awaitable[Reply]]
 """What is left of a call that has to wait."""
@@ -41,6 +42,7 @@ class Parts:
     durability: Durability
     deletions: Deletions
     locks: VnodeLocks
+    writers: Writers = field(default_factory=Writers)
 
 
 class Operations:

@@ -7,7 +7,6 @@ is cancelled meanwhile, because its connection ended, has happened, and everyone
 from __future__ import annotations
 
 import logging
-import sqlite3
 import stat
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,25 +31,21 @@ from promisefs_protocol.messages import (
 from promisefs_protocol.transport import Reply
 
 from .breaker import Contact
-from .datafiles import DataFile
-from .operations import Later, Operation, Operations, Parts, break_of, now_ns
+from .operations import Later, Operation, Parts, break_of, now_ns
+from .operations_bytes import ByteOperations
 from .vnodes import Vnode, key_of
-from .writers import Writers
 
 log = logging.getLogger(__name__)
 
-WRITE_THREADS = 8
 INLINE_WRITE_BYTES = 16384
 INLINE_WRITE_BYTES_PER_S = 16 << 20
 
 
-class DataOperations(Operations):
+class DataOperations(ByteOperations):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
-        self._limiter = trio.CapacityLimiter(WRITE_THREADS)
         self._inline_since_s = 0.0
         self._inline_bytes = 0
-        self._writers = Writers()
 
     def table(self) -> dict[type, Operation]:
         return {
@@ -64,14 +59,6 @@ class DataOperations(Operations):
 
     # Bytes
 
-    def _regular(self, request: StoreData | AppendData | StoreStatus) -> Vnode:
-        vnode = self._vnodes.get(request.fid)
-        if vnode.is_dir:
-            raise Aborted(AbortCode.ISDIR, f"{request.fid} is a directory")
-        if not vnode.is_file:
-            raise Aborted(AbortCode.INVAL, f"{request.fid} is not a regular file")
-        return vnode
-
     def store_data(self, contact: Contact, request: StoreData, bulk: bytes | None) -> Reply | Later:
         if bulk is None:
             raise Aborted(AbortCode.BAD_MESSAGE, "StoreData without bytes")
@@ -80,7 +67,7 @@ class DataOperations(Operations):
         self._store.ballast.admit(len(bulk), trio.current_time())
         if self._locks.any_held((key_of(request.fid),)):
             return partial(self._store_later, contact, request, bulk)
-        vnode = self._regular(request)
+        vnode = self._regular(request.fid)
         if not bulk:
             return StatusReply(self.promised(contact, vnode)), None
         self._check_unchanged(contact, vnode, request)
@@ -88,19 +75,21 @@ class DataOperations(Operations):
             return partial(self._store_later, contact, request, bulk)
         with self.data_file(vnode, create=True) as file:
             assert file is not None
-            changed = self._commit_store(vnode, request, len(bulk))
+            changed = self._with_bytes(vnode, request, len(bulk))
+            with self._database.transaction():
+                self._vnodes.update(changed)
             failure: Exception | None = None
             try:
                 file.write(bulk, request.offset)
             except Exception as error:
-                failure = error  # see `_store_bytes`
+                failure = error  # see `_change_bytes`
             changed = self._stored(vnode, changed, failure)
         return self._answer_store(contact, request, changed, failure)
 
     async def _store_later(self, contact: Contact, request: StoreData, bulk: bytes) -> Reply:
         """Store with the lock held, for it may take long."""
         async with self._locks.hold(key_of(request.fid)):
-            vnode = self._regular(request)
+            vnode = self._regular(request.fid)
             if not bulk:
                 return StatusReply(self.promised(contact, vnode)), None
             self._check_unchanged(contact, vnode, request)
@@ -127,7 +116,7 @@ class DataOperations(Operations):
             reply = self._store.replies.find(host.number, request.operation, method)
             if reply is not None:
                 return reply, None
-            vnode = self._regular(request)
+            vnode = self._regular(request.fid)
             end = vnode.size + len(data)
             if end > MAX_FILE_BYTES:
                 raise Aborted(AbortCode.FBIG, f"files end at {MAX_FILE_BYTES} bytes")
@@ -174,39 +163,19 @@ class DataOperations(Operations):
             if request.offset > vnode.size:
                 # Garbage that a crash may have left between the two must not come to light.
                 await self._cut(file, vnode.size)
-            changed = self._commit_store(vnode, request, len(data))
-            self._vnodes.being_stored[vnode.key] = vnode
-            failure: Exception | None = None
-            try:
-                await trio.to_thread.run_sync(file.write, data, request.offset, limiter=self._limiter)
-            except Exception as error:
-                # Whatever it is: the version is committed, so it has to be published and others be told.
-                failure = error
-            finally:
-                del self._vnodes.being_stored[vnode.key]
-            return self._stored(vnode, changed, failure), failure
+            changed = self._with_bytes(vnode, request, len(data))
+            return await self._change_bytes(vnode, changed, partial(file.write, data, request.offset))
 
-    def _commit_store(self, vnode: Vnode, request: StoreData, length: int) -> Vnode:
-        """Commit and return the row that the vnode has when so many bytes are written."""
+    def _with_bytes(self, vnode: Vnode, request: StoreData, length: int) -> Vnode:
+        """The row that the vnode has when so many bytes are written."""
         now = now_ns()
-        changed = vnode._replace(
+        return vnode._replace(
             size=max(vnode.size, request.offset + length),
             sparse=int(vnode.sparse or request.offset > vnode.size),
             data_version=vnode.data_version + 1,
             mtime_ns=now if request.mtime_ns is None else request.mtime_ns,
             ctime_ns=vnode.later(now),
         )
-        with self._database.transaction():
-            self._vnodes.update(changed)
-        return changed
-
-    def _stored(self, before: Vnode, after: Vnode, failure: Exception | None) -> Vnode:
-        """The bytes are written, or some of them. Return the row to publish."""
-        self._store.files.unsynced.add(after.key)
-        if failure is not None and after.size > before.size:
-            # Part of the bytes may be there: the new version stays, the size it would have had does not.
-            return self._with_size(after, before.size)
-        return after
 
     def _answer_store(
         self, contact: Contact, request: StoreData, vnode: Vnode, failure: Exception | None
@@ -219,10 +188,6 @@ class DataOperations(Operations):
         if request.sync:
             return partial(self._settle_and_sync, events, reply, vnode.key)
         return self.settled(events, reply)
-
-    async def _settle_failed(self, events: Sequence[trio.Event], failure: Exception) -> Reply:
-        await self._breaker.settle(events)
-        raise failure
 
     async def _settle_and_sync(self, events: Sequence[trio.Event], reply: StatusReply, key: int) -> Reply:
         async with trio.open_nursery() as nursery:
@@ -245,17 +210,6 @@ class DataOperations(Operations):
             self._inline_since_s, self._inline_bytes = now_s, 0
         self._inline_bytes += length
         return self._inline_bytes <= INLINE_WRITE_BYTES_PER_S
-
-    def _with_size(self, vnode: Vnode, size: int) -> Vnode:
-        """Correct the size after a failed write. If even that fails, the file ends in zeros; breaks go out as ever."""
-        corrected = vnode._replace(size=size)
-        try:
-            with self._database.transaction():
-                self._vnodes.update(corrected)
-        except sqlite3.Error as error:
-            log.error("%s: cannot correct its size: %s", vnode.fid, error)
-            return vnode
-        return corrected
 
     # Attributes
 
@@ -281,7 +235,7 @@ class DataOperations(Operations):
         vnode = self._vnodes.get(request.fid)
         if vnode.is_mount_point:
             raise Aborted(AbortCode.PERM, f"{request.fid} is a mount point: it has the attributes of what it shows")
-        return vnode if request.size is None else self._regular(request)
+        return vnode if request.size is None else self._regular(request.fid)
 
     @staticmethod
     def _resizes(vnode: Vnode, request: StoreStatus) -> bool:
@@ -332,22 +286,6 @@ class DataOperations(Operations):
                     log.error("%s: cannot cut its data file: %s", vnode.fid, error)
                 self._store.files.unsynced.add(vnode.key)
             return events, reply
-
-    async def _cut(self, file: DataFile, size: int) -> None:
-        """Drop bytes beyond the size that the database has. Raise OSError.
-
-        Not before that size is durable: else power loss could bring back the longer file, with zeros in their place.
-        """
-        if file.reaches_beyond(size):
-            await self._durability.commit()
-            await trio.to_thread.run_sync(file.cut, size, limiter=self._limiter)
-
-    def _publish(self, contact: Contact, vnode: Vnode, what: Changed) -> tuple[Sequence[trio.Event], StatusReply]:
-        """Commit a row, queue its break, grant the caller's promise: one step."""
-        with self._database.transaction():
-            self._vnodes.update(vnode)
-        events = self._breaker.begin(contact.host, [break_of(vnode, what)])
-        return events, StatusReply(self.promised(contact, vnode))
 
     # Extended attributes
 

@@ -37,6 +37,7 @@ from .operations import Later, Operation, Parts
 from .operations_data import DataOperations
 from .operations_locks import LockOperations
 from .operations_names import NameOperations
+from .operations_ranges import RangeOperations
 from .operations_read import ReadOperations
 from .promises import MAX_PROMISES, PromiseTable
 from .sessions import Session
@@ -259,9 +260,11 @@ class Fileserver:
 
     def _make_operations(self) -> None:
         parts = Parts(self.store, self.breaker, self.durability, self.deletions, self.locks)
-        locks = LockOperations(parts, self.lock_keeper)
-        for operations in (ReadOperations(parts), NameOperations(parts), DataOperations(parts), locks):
-            self.operations.update(operations.table())
+        self.operations.update(ReadOperations(parts).table())
+        self.operations.update(NameOperations(parts).table())
+        self.operations.update(DataOperations(parts).table())
+        self.operations.update(RangeOperations(parts).table())
+        self.operations.update(LockOperations(parts, self.lock_keeper).table())
 
     # Hosts
 

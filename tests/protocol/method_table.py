@@ -34,7 +34,7 @@ def type_text(annotation: str) -> str:
     annotation = re.sub(r"Annotated\[int, int_range\((.+?), (.+?)\)\]", r"int \1..\2", annotation)
     annotation = re.sub(r"Annotated\[(.*), length_range\((\w+), (\w+)\)\]", r"\1 of length \2..\3", annotation)
     annotation = annotation.replace("tuple[", "array[").replace(", ...]", "]")
-    return annotation.replace("MAX_LIST", str(messages.MAX_LIST))
+    return annotation.replace("MAX_LIST", str(messages.MAX_LIST)).replace("MAX_FILE_BYTES", "2 ** 63 - 1")
 
 
 def fields_text(cls: type[Any]) -> str:
