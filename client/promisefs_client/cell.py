@@ -79,6 +79,9 @@ RENEW_EVERY_S = 30.0
 RENEW_BEFORE_S = 90.0
 """Promises on open files are renewed when less than this is left: a mapping has no other moment to ask."""
 
+PROMISE_TRIES = 5
+"""How often a promise is asked for when a file is opened."""
+
 GIVE_UP_RETRY_S = 5.0
 """A server that could not be told of closed files is tried again after this."""
 
@@ -263,10 +266,22 @@ class Cell:
         await self.fetch_status(vnode)
         self.drop_stale_later()
 
-    async def fetch_status(self, vnode: Vnode) -> None:
+    async def validate_open(self, vnode: Vnode) -> None:
+        """The same, and with a promise if the server makes one: the file may be mapped, and then nobody will ask again.
+
+        A break may have overtaken the reply, and the next may be; whoever breaks that often makes us renew it, too.
+        """
+        for _ in range(PROMISE_TRIES):
+            if self.valid(vnode) or not await self.fetch_status(vnode):
+                break
+        self.drop_stale_later()
+
+    async def fetch_status(self, vnode: Vnode) -> bool:
+        """Return whether the server has made a promise, which may be broken already."""
         try:
             async with self.ask(FetchStatus(vnode.fid)) as answer:
                 self.table.install(answer.reply.entry, answer.mark)
+                return bool(answer.reply.entry.promise_s)
         except Aborted as refusal:
             if refusal.code == AbortCode.VNOVNODE:
                 self.table.vnode_is_gone(vnode)

@@ -2,7 +2,7 @@
 
     dirty     written by applications, not on its way to the server
     storing   dirty bytes that a StoreData carries at this moment
-    clean     blocks that the server told us, all labelled with one version
+    clean     what the server told us or took from us, all labelled with one version (`clean`)
 
 Reading looks through them from the top. A store takes an extent from dirty into storing; its success moves it into
 clean, its failure puts it back under what was written meanwhile. So a write during a store stays dirty, and dropping
@@ -17,11 +17,9 @@ The kernel writes dirty mapped pages back whole, bytes included that nobody here
 changed since. What of such a page counts as written: `whole_pages`.
 
 Invariants:
-I1  Clean blocks exist only while `version` is not None, and all are of that version.
-I2  No clean block reaches past `server_size`. Where it ends before that, and past `server_size`, the file has zeros.
-I3  Extents in storing do not overlap.
-I4  The cache's `dirty_bytes` contains this file's `dirty_bytes` exactly.
-I5  Presumed pages are below `server_size`, and there are none while `version` is None.
+I1  Extents in storing do not overlap.
+I2  The cache's `dirty_bytes` contains this file's `dirty_bytes` exactly.
+I3  Presumed pages are below `server_size`, and there are none while `version` is None.
 
 Every method is synchronous and so atomic to other tasks. Offsets and sizes are bytes. Callers see to it that a
 truncation is not sent while bytes past the new size are being stored: the server's order of the two would be unknown.
@@ -29,17 +27,15 @@ truncation is not sent while bytes past the new size are being stored: the serve
 
 from __future__ import annotations
 
+import itertools
+
+from .clean import CleanBytes
 from .dirty import STORE_BYTES, Buffer, StoreExtent, StoringBytes
-from .pagecache import BLOCK_BYTES, CleanBlock, PageCache
+from .pagecache import BLOCK_BYTES, PageCache
 from .whole_pages import PAGE_BYTES, Twins, Version, differing
 from .written import WrittenBytes
 
 __all__ = ["BLOCK_BYTES", "PAGE_BYTES", "STORE_BYTES", "FileContents", "PageCache", "StoreExtent"]
-
-
-def _piece(data: Buffer, start: int, end: int) -> bytes:
-    """Copy a range of a buffer, once (a whole bytes object is not copied)."""
-    return data[start:end] if isinstance(data, bytes) else bytes(memoryview(data)[start:end])
 
 
 class FileContents:
@@ -47,19 +43,25 @@ class FileContents:
 
     def __init__(self, cache: PageCache) -> None:
         self._cache = cache
-        self._clean: dict[int, CleanBlock] = {}
+        self._clean = CleanBytes(cache)
         self._storing = StoringBytes()
         self._dirty = WrittenBytes()
         self._twins = Twins()
         self._drops = 0
-        self.version: Version | None = None
-        """Label of the clean blocks. None: there are none, and nothing is known about the server's bytes."""
-        self.server_size = 0
-        """Size at the server for `version`; meaningless while that is None."""
         self.fill_epoch = 0
         """To be sampled before a fetch."""
 
     # What the server says
+
+    @property
+    def version(self) -> Version | None:
+        """Label of the clean bytes. None: there are none, and nothing is known about the server's bytes."""
+        return self._clean.version
+
+    @property
+    def server_size(self) -> int:
+        """Size at the server for `version`; meaningless while that is None."""
+        return self._clean.size
 
     def set_version(self, version: Version, server_size: int, *, keep_twins: bool = False) -> bool:
         """Adopt a version and size that the server told.
@@ -70,18 +72,18 @@ class FileContents:
         `keep_twins` as in `drop_clean`.
         """
         if version == self.version:
-            self._resize_server(server_size)
+            self._clean.resize(server_size)
             return False
         if self.version is not None:
             self.drop_clean(keep_twins=keep_twins)
-        self.version = version
-        self.server_size = server_size
+        self._clean.version = version
+        self._clean.size = server_size
         return True
 
     def advance_version(self, version: Version, server_size: int) -> None:
         """Adopt the version that this client's own change made of the label: clean blocks stay valid."""
-        self.version = version
-        self._resize_server(server_size)
+        self._clean.version = version
+        self._clean.resize(server_size)
 
     def drop_clean(self, *, keep_twins: bool = False) -> None:
         """Forget all the server said, and void fills in flight.
@@ -93,9 +95,7 @@ class FileContents:
         self._presume_nothing()
         self._drops += 1
         self.fill_epoch += 1
-        self.version = None
-        for block in list(self._clean.values()):
-            self._cache.remove(block)
+        self._clean.drop()
 
     def keep_twins(self) -> int:
         """The kernel is about to write back pages that may have been made of the clean blocks, and then to drop them.
@@ -103,15 +103,21 @@ class FileContents:
         Return a number for `forget_twins`.
         """
         number = self._twins.begin_drop()
-        for index, block in self._clean.items():
+        for index, data in self._clean.blocks():
             if index not in self._twins:
                 start = index * BLOCK_BYTES
-                end = min(start + BLOCK_BYTES, self.server_size)  # beyond the block's own end there are zeros
-                whole = len(block.data) == end - start and not self.is_dirty
-                data = block.data if whole else self.read(start, end - start, end)
-                assert data is not None, "a clean block can be read"
-                self._twins.keep(index, bytes(data))
+                length = min(BLOCK_BYTES, self.server_size - start)  # beyond the block's own end there are zeros
+                whole = len(data) == length and not self.is_dirty
+                self._twins.keep(index, data if whole else self._readable(start, length))
+        for page in itertools.chain(self._clean.pages(), self._storing.whole_pages()):
+            if not self._twins.has_page(page):
+                self._twins.keep_page(page, self._readable(page * PAGE_BYTES, PAGE_BYTES))
         return number
+
+    def _readable(self, offset: int, length: int) -> bytes:
+        data = self.read(offset, length, offset + length)
+        assert data is not None, "what is clean or on its way can be read"
+        return bytes(data)
 
     def forget_twins(self, number: int) -> None:
         """The kernel has no pages left from before that call of `keep_twins`."""
@@ -130,16 +136,7 @@ class FileContents:
         """
         if epoch != self.fill_epoch or version != self.version:
             return False
-        start = index * BLOCK_BYTES
-        length = min(len(data), self.server_size - start)
-        added = 0
-        for at in range(0, length, BLOCK_BYTES):
-            if index not in self._clean:
-                piece = _piece(data, at, min(at + BLOCK_BYTES, length))
-                self._cache.add(CleanBlock(self._clean, index, piece))
-                added += 1
-            index += 1
-        self._cache.evict(keep=added)
+        self._clean.fill(index, data)
         return True
 
     def truncate(self, size: int, version: Version) -> None:
@@ -151,7 +148,7 @@ class FileContents:
         self.fill_epoch += 1
         self.discard_dirty(size, None)
         if self.version is None or version >= self.version:
-            self._resize_server(size)
+            self._clean.resize(size)
 
     def forget(self) -> None:
         """Give all memory back, because the vnode goes. Nothing may be dirty: store or discard it first."""
@@ -173,11 +170,11 @@ class FileContents:
         first = offset // BLOCK_BYTES
         block_start = first * BLOCK_BYTES
         if end <= block_start + BLOCK_BYTES:
-            return self._server_bytes(first, offset - block_start, end - block_start)
+            return self._clean.read(first, offset - block_start, end - block_start)
         parts: list[bytes] = []
         for index in range(first, (end - 1) // BLOCK_BYTES + 1):
             block_start = index * BLOCK_BYTES
-            part = self._server_bytes(index, max(offset - block_start, 0), min(end - block_start, BLOCK_BYTES))
+            part = self._clean.read(index, max(offset - block_start, 0), min(end - block_start, BLOCK_BYTES))
             if part is None:
                 return None
             parts.append(part)
@@ -193,24 +190,12 @@ class FileContents:
             return wanted
         for index in range(offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES + 1):
             start = index * BLOCK_BYTES
-            end = self._server_end(start + BLOCK_BYTES)
+            end = self._clean.cut_to_known(start + BLOCK_BYTES)
             if end <= start:
                 break
             if index not in self._clean and not self._covered(start, end):
                 wanted.append(index)
         return wanted
-
-    def _server_bytes(self, index: int, start: int, end: int) -> bytes | None:
-        """Return the server's bytes of a block from `start` to `end` within it; None if they have to be fetched."""
-        block = self._clean.get(index)
-        if block is not None:
-            self._cache.touch(block)
-            data = block.data[start:end]
-        elif self._server_end(index * BLOCK_BYTES + end) > index * BLOCK_BYTES + start:
-            return None
-        else:
-            data = b""
-        return data if len(data) == end - start else data.ljust(end - start, b"\0")
 
     def _read_layers(self, offset: int, end: int) -> memoryview | None:
         """Read a range in which something is dirty or storing."""
@@ -218,18 +203,14 @@ class FileContents:
         for index in range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1):
             block_start = index * BLOCK_BYTES
             a, b = max(offset, block_start), min(end, block_start + BLOCK_BYTES)
-            data = self._server_bytes(index, a - block_start, b - block_start)
+            data = self._clean.read(index, a - block_start, b - block_start)
             if data is not None:
                 target[a - offset : b - offset] = data
-            elif not self._covered(a, self._server_end(b)):
+            elif not self._covered(a, self._clean.cut_to_known(b)):
                 return None
         self._storing.shown.copy_into(target, offset)
         self._dirty.copy_into(target, offset)
         return target.toreadonly()
-
-    def _server_end(self, end: int) -> int:
-        """Cut the end of a range to where the server may have bytes."""
-        return end if self.version is None else min(end, self.server_size)
 
     def _covered(self, start: int, end: int) -> bool:
         """Tell whether every byte of the range is dirty or storing."""
@@ -292,8 +273,11 @@ class FileContents:
     def _write_pages(self, offset: int, data: bytes, promised: bool, reach: int) -> None:
         """Take what may be pages written back from a mapping: all at once if nothing is special about them."""
         end = offset + len(data)
-        blocks = range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
-        known = any(index in self._clean for index in blocks) or self._dirty.presumed.overlapping(offset, end)
+        known = (
+            self._clean.knows_some(offset, end)
+            or self._storing.shown.overlaps(offset, end)
+            or self._dirty.presumed.overlapping(offset, end)
+        )
         if not self._twins and not (promised and known):
             self._dirty.write_certain(offset, data)
         elif self._twins or not self._presume(offset, data, promised):
@@ -354,46 +338,31 @@ class FileContents:
         self._cache.dirty_bytes += self._dirty.size_bytes - before
         return extent
 
-    def stored(self, extent: StoreExtent, version: Version) -> None:
-        """The server has the extent: the store made this version of the file.
+    def stored(self, extent: StoreExtent, version: Version, label: Version | None) -> bool:
+        """The server has the extent: the store made this version. `label` is what it was before the reply was applied.
 
-        If that is newer than the label, clean blocks take its bytes in, and new ones are made where it covers all that
-        the server has of a block; `advance_version` or `set_version` is to be called in the same step. If not, a break
-        came meanwhile and the label is a newer one: its bytes contain these, or what another client wrote over them.
-        Where no clean block takes the bytes in, fills in flight might bring one without them, and are void.
+        If that was older than the version, the bytes become clean. If not, a break came meanwhile, and clean bytes
+        contain these, or what another client wrote over them. Then the result is True: pages that the kernel was given
+        before this have these on top, and are to be dropped (twins are kept); bases may, too. Where no clean block has
+        the bytes now, fills in flight might bring one without them, and are void.
         """
+        overtaken = label is not None and version < label
+        if overtaken:
+            self.keep_twins()
+            self._presume_nothing()
         self._storing.remove(extent)
         self._cache.dirty_bytes -= extent.length
-        newer = self.version is not None and version > self.version
-        if not (newer and self._take_in(extent)):
+        current = self.version is not None and not overtaken and (label is not None or version == self.version)
+        if not (current and self._clean.take_in(extent.offset, extent.data)):
             self.fill_epoch += 1
         self._cache.evict()
+        return overtaken
 
     def appended(self, offset: int, data: Buffer, version: Version) -> None:
         """The server has put these bytes at its end of the file, and nobody else changed it since `version`."""
-        if self.version is None or version != self.version or not self._take_in(StoreExtent(offset, bytes(data))):
+        if self.version is None or version != self.version or not self._clean.take_in(offset, data):
             self.fill_epoch += 1
         self._cache.evict()
-
-    def _take_in(self, extent: StoreExtent) -> bool:
-        """Move stored bytes into clean blocks; return whether all of them found one."""
-        complete = True
-        for index in range(extent.offset // BLOCK_BYTES, (extent.end - 1) // BLOCK_BYTES + 1):
-            start = index * BLOCK_BYTES
-            a, b = max(extent.offset, start), min(extent.end, start + BLOCK_BYTES)
-            block = self._clean.get(index)
-            covers = a == start and b >= min(start + BLOCK_BYTES, self.server_size)
-            if block is None and not covers:
-                complete = False
-                continue
-            data = _piece(extent.data, a - extent.offset, b - extent.offset)
-            if block is None:
-                self._cache.add(CleanBlock(self._clean, index, data))
-            else:
-                old = block.data
-                self._cache.replace(block, old[: a - start].ljust(a - start, b"\0") + data + old[b - start :])
-        self.server_size = max(self.server_size, extent.end)
-        return complete
 
     def store_failed(self, extent: StoreExtent, *, changed: bool = False) -> None:
         """The server refused the extent or did not answer: it is dirty again, under what was written meanwhile.
@@ -417,28 +386,13 @@ class FileContents:
         self._cache.dirty_bytes += self._dirty.size_bytes - before
         return removed
 
-    def _resize_server(self, size: int) -> None:
-        """Take a new size at the server; cut clean blocks there."""
-        if size < self.server_size:
-            for index in [i for i in self._clean if (i + 1) * BLOCK_BYTES > size]:
-                block = self._clean[index]
-                keep_bytes = size - index * BLOCK_BYTES
-                if keep_bytes <= 0:
-                    self._cache.remove(block)
-                else:
-                    self._cache.replace(block, block.data[:keep_bytes])
-        self.server_size = size
-
     def check_invariants(self) -> None:
-        """Assert I1 and I2 and those of the layers; of I4, that the cache does not count less than this file has."""
-        assert self.version is not None or not self._clean, "I1"
-        for index, block in self._clean.items():
-            assert block.home is self._clean and block.index == index
-            assert index * BLOCK_BYTES + len(block.data) <= self.server_size, "I2"
+        """Assert I3 and those of the layers; of I2, that the cache does not count less than this file has."""
+        self._clean.check_invariants()
         self._storing.check_invariants()
         self._dirty.check_invariants()
-        assert self._cache.dirty_bytes >= self.dirty_bytes, "I4"
+        assert self._cache.dirty_bytes >= self.dirty_bytes, "I2"
         for page in self._dirty.presumed.pages():
             base = self._dirty.presumed.get(page)
-            assert base is not None and self.version is not None, "I5"
-            assert page * PAGE_BYTES + len(base) <= self.server_size, "I5"
+            assert base is not None and self.version is not None, "I3"
+            assert page * PAGE_BYTES + len(base) <= self.server_size, "I3"

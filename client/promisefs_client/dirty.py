@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
 
-from .whole_pages import certain_parts
+from .whole_pages import PAGE_BYTES, certain_parts
 
 STORE_BYTES = 1 << 20
 """A cell: what write-behind stores at once, aligned. The most that one StoreData carries."""
@@ -126,6 +126,9 @@ class _ShownBytes(_Layer):
     def remove(self, offset: int) -> None:
         self.size_bytes -= len(self._extents.pop(offset))
 
+    def extents(self) -> Iterator[tuple[int, bytes | bytearray]]:
+        return iter(self._extents.items())
+
 
 class StoringBytes(_Layer):
     """Extents on their way to the server."""
@@ -149,6 +152,11 @@ class StoringBytes(_Layer):
             self.shown.remove(offset)
         del self._extents[extent.offset]
         self.size_bytes -= extent.length
+
+    def whole_pages(self) -> Iterator[int]:
+        """Give the numbers of pages of which every byte is shown from one extent."""
+        for start, data in self.shown.extents():
+            yield from range(-(-start // PAGE_BYTES), (start + len(data)) // PAGE_BYTES)
 
     def presume_nothing(self) -> None:
         """Show only what was written for certain."""

@@ -422,8 +422,10 @@ class FileStore:
         request = StoreData(vnode.fid, extent.offset, vnode.written_ns, sync, since)
         try:
             async with cell.ask(request, extent.data) as answer:
-                contents.stored(extent, answer.reply.entry.status.version)
-                cell.table.install_own_data(answer.reply.entry, answer.mark)
+                entry, label = answer.reply.entry, contents.version
+                cell.table.install_own_data(entry, answer.mark)
+                if contents.stored(extent, entry.status.version, label):
+                    cell.drop_pages_later(vnode)
         except Aborted as refusal:
             changed = refusal.code == AbortCode.CHANGED
             contents.store_failed(extent, changed=changed)

@@ -329,7 +329,7 @@ class Operations(pyfuse3.Operations):
         await self._names.settled(vnode)
         vnode = self._table.add_open(vnode)
         try:
-            await self._cell.validate(vnode)
+            await self._cell.validate_open(vnode)
             await self._cell.drop_stale()
             if vnode.deleted and not vnode.kept:
                 raise FsError(errno.ESTALE)  # the kernel looks the name up again

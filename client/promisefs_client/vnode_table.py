@@ -190,10 +190,9 @@ class VnodeTable:
             vnode.deleted = True
         contents = vnode.contents
         # A version that our own stores in flight made, or whose replies are ahead, is settled in `stores_done`.
-        own = contents is not None and promised and (vnode.own_versions or contents.is_storing)
-        if contents is not None and not own:
+        had_label = contents is not None and contents.version is not None
+        if contents is not None and not (had_label and promised and (vnode.own_versions or contents.is_storing)):
             vnode.own_versions.clear()
-            had_label = contents.version is not None
             other = contents.set_version(status.version, status.size, keep_twins=vnode.kernel_pages)
             if other and had_label and vnode.kernel_pages:
                 self.found_stale.append(KernelWork(vnode.ino, True, False, 0))

@@ -46,17 +46,25 @@ def _difference(new: bytes, old: bytes) -> bytes:
 
 
 class Twins:
-    """What the kernel was last given of blocks that it may still write back. Empty but while it drops pages."""
+    """What the kernel was last given of pages that it may still write back. Empty but while it drops pages.
+
+    Kept by block, or by page where no more is known.
+    """
 
     def __init__(self) -> None:
         self._blocks: dict[int, bytes] = {}
+        self._pages: dict[int, bytes] = {}
         self._drops = 0
 
     def __bool__(self) -> bool:
-        return bool(self._blocks)
+        return bool(self._blocks or self._pages)
 
     def __contains__(self, index: int) -> bool:
+        """Whether the block's is here."""
         return index in self._blocks
+
+    def has_page(self, page: int) -> bool:
+        return page in self._pages or page * PAGE_BYTES // pagecache.BLOCK_BYTES in self._blocks
 
     def begin_drop(self) -> int:
         """The kernel is about to drop pages; `keep` follows for what it may have, and `end_drop` with this number."""
@@ -66,25 +74,30 @@ class Twins:
     def keep(self, index: int, data: bytes) -> None:
         self._blocks[index] = data
 
+    def keep_page(self, page: int, data: bytes) -> None:
+        self._pages[page] = data
+
     def end_drop(self, number: int) -> None:
         """The kernel has no page left from before that drop began. A later one, still under way, needs the twins."""
         if number == self._drops:
             self._blocks.clear()
+            self._pages.clear()
 
     def given(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """The kernel's pages are this from now on: it has read, or itself written, these bytes."""
-        size = pagecache.BLOCK_BYTES
         with memoryview(data) as view:
-            for index in range(offset // size, (offset + len(view) - 1) // size + 1):
-                twin = self._blocks.get(index)
-                if twin is not None:
+            for size, twins in ((pagecache.BLOCK_BYTES, self._blocks), (PAGE_BYTES, self._pages)):
+                for index in range(offset // size, (offset + len(view) - 1) // size + 1) if twins else ():
+                    twin = twins.get(index)
                     start = max(offset - index * size, 0)
-                    part = bytes(view[max(index * size - offset, 0) : (index + 1) * size - offset])
-                    if start <= len(twin):
-                        self._blocks[index] = twin[:start] + part + twin[start + len(part) :]
+                    if twin is not None and start <= len(twin):
+                        part = bytes(view[max(index * size - offset, 0) : (index + 1) * size - offset])
+                        twins[index] = twin[:start] + part + twin[start + len(part) :]
 
     def of(self, offset: int, length: int) -> bytes | None:
         """Return the twin of a page, short where the file ended; None if there is none."""
+        if (page := self._pages.get(offset // PAGE_BYTES)) is not None:
+            return page[:length]
         index, start = divmod(offset, pagecache.BLOCK_BYTES)
         twin = self._blocks.get(index)
         return None if twin is None else twin[start : start + length]

@@ -140,7 +140,7 @@ def test_a_fill_replaces_no_block_that_is_there() -> None:
     extent = file.begin_store(STORE_BYTES)
     assert extent
     epoch = file.fill_epoch
-    file.stored(extent, V2)
+    file.stored(extent, V2, file.version)
     assert file.fill(0, b"abc", epoch, V1)
     assert file.read(0, 3, 3) == b"xyz"
 
@@ -187,7 +187,7 @@ def test_a_stored_extent_becomes_clean_where_it_covers_a_block() -> None:
     file.write(0, data)
     extent = file.begin_store(STORE_BYTES)
     assert extent and extent.data == data
-    file.stored(extent, V2)
+    file.stored(extent, V2, file.version)
     file.advance_version(V2, len(data))
     assert not file.is_dirty and cache_of(file).dirty_bytes == 0
     assert file.missing(0, len(data)) == []
@@ -199,7 +199,7 @@ def test_a_stored_part_of_a_block_that_is_not_here_is_dropped() -> None:
     file.write(10, b"abc")
     extent = file.begin_store(STORE_BYTES)
     assert extent
-    file.stored(extent, V2)
+    file.stored(extent, V2, file.version)
     assert cache_of(file).clean_bytes == 0
     assert file.missing(0, 20) == [0]
 
@@ -209,7 +209,7 @@ def test_a_stored_part_goes_into_a_clean_block_with_zeros_before_it() -> None:
     file.write(5, b"xy")
     extent = file.begin_store(STORE_BYTES)
     assert extent
-    file.stored(extent, V2)
+    file.stored(extent, V2, file.version)
     file.check_invariants()
     file.advance_version(V2, 7)
     assert file.read(0, 7, 7) == b"abc\0\0xy"
@@ -222,7 +222,7 @@ def test_a_store_whose_label_is_gone_makes_nothing_clean() -> None:
     extent = file.begin_store(STORE_BYTES)
     assert extent
     file.drop_clean()
-    file.stored(extent, V2)
+    file.stored(extent, V2, file.version)
     assert not file.is_dirty and cache_of(file).clean_bytes == 0
 
 
@@ -233,7 +233,7 @@ def test_a_fill_begun_before_a_store_without_a_label_ended_is_ignored() -> None:
     file.write(0, b"xyz")
     extent = file.begin_store(STORE_BYTES)
     assert extent
-    file.stored(extent, V2)
+    file.stored(extent, V2, file.version)
     file.set_version(V1, 3)
     assert not file.fill(0, b"abc", epoch, V1)
 
@@ -246,9 +246,9 @@ def test_a_fill_that_missed_stored_bytes_is_ignored_though_its_label_is_still_ou
     file.write(2, b"z")
     second = file.begin_store(STORE_BYTES)
     assert first and second
-    file.stored(second, V3)
+    file.stored(second, V3, file.version)
     assert not file.fill(0, b"abc", epoch, V1)
-    file.stored(first, V2)
+    file.stored(first, V2, file.version)
     file.advance_version(V3, 3)
     assert file.read(0, 3, 3) is None
 
@@ -261,7 +261,7 @@ def test_a_store_that_another_client_overtook_changes_nothing_that_is_newer() ->
     assert extent
     file.drop_clean()
     file.set_version(V3, 3)
-    file.stored(extent, V2)
+    file.stored(extent, V2, file.version)
     assert not file.is_dirty
     assert file.read(0, 3, 3) is None
     assert file.fill(0, b"Xyz", file.fill_epoch, V3)
@@ -276,7 +276,7 @@ def test_a_store_takes_nothing_back_in_blocks_that_are_newer() -> None:
     file.drop_clean()
     file.set_version(V3, 3)
     assert file.fill(0, b"Xyz", file.fill_epoch, V3)
-    file.stored(extent, V2)
+    file.stored(extent, V2, file.version)
     assert file.read(0, 3, 3) == b"Xyz"
 
 
@@ -296,7 +296,7 @@ def test_a_write_during_a_store_stays_dirty() -> None:
     assert extent
     file.write(1, b"bb")
     assert extent.data == b"aaaa"
-    file.stored(extent, V2)
+    file.stored(extent, V2, file.version)
     assert file.dirty_bytes == 2
     assert file.read(0, 4, 4) == b"abba"
 
@@ -323,7 +323,7 @@ def test_no_byte_is_stored_twice_at_the_same_time() -> None:
     assert (before.offset, before.length) == (0, 4)
     assert (after.offset, after.length) == (8, 4)
     assert file.begin_store(STORE_BYTES) is None
-    file.stored(first, V2)
+    file.stored(first, V2, file.version)
     again = file.begin_store(STORE_BYTES)
     assert again and (again.offset, again.data) == (4, b"bbbb")
 
@@ -634,3 +634,64 @@ def test_a_page_written_back_again_after_its_block_was_evicted_is_still_presumed
     contents.write(0, page_with(at3=65, at9=66), mapped=True, promised=True)
     contents.drop_clean()
     assert stored_bytes(contents) == [(3, b"A"), (9, b"B")]
+
+
+def test_a_page_given_over_a_newer_version_is_no_base_for_what_is_written_into_it() -> None:
+    contents = mapped_file()
+    contents.write(0, b"abc")
+    extent = contents.begin_store(STORE_BYTES)
+    assert extent
+    contents.drop_clean(keep_twins=True)
+    contents.forget_twins(contents.keep_twins())
+    contents.set_version(V3, PAGE_BYTES)
+    contents.fill(0, page_with(at0=88), contents.fill_epoch, V3)
+    page = bytearray(contents.read(0, PAGE_BYTES, PAGE_BYTES) or b"")
+    page[9] = 77
+    contents.write(0, bytes(page), mapped=True, promised=True)
+    assert contents.stored(extent, V2, V3)
+    assert stored_bytes(contents) == [(9, b"M")]
+
+
+def test_a_page_stored_when_there_was_no_label_is_a_base() -> None:
+    contents = FileContents(PageCache(1 << 20))
+    contents.write(0, page_with(), mapped=True)
+    extent = contents.begin_store(STORE_BYTES)
+    assert extent
+    contents.set_version(V2, 2 * PAGE_BYTES)
+    assert not contents.stored(extent, V2, None)
+    contents.write(0, page_with(at3=65), mapped=True, promised=True)
+    contents.check_invariants()
+    contents.drop_clean()
+    assert stored_bytes(contents) == [(3, b"A")]
+
+
+@pytest.mark.parametrize("event", ["cut", "fetched", "dropped", "written over"])
+def test_pages_of_a_block_that_is_not_here_follow_what_happens_to_it(event: str) -> None:
+    file = make(3 * PAGE_BYTES)
+    file.write(PAGE_BYTES, page_with())
+    extent = file.begin_store(STORE_BYTES)
+    assert extent
+    file.advance_version(V2, 3 * PAGE_BYTES)
+    file.stored(extent, V2, V1)
+    assert cache_of(file).clean_bytes == PAGE_BYTES
+    assert file.read(PAGE_BYTES, PAGE_BYTES, 3 * PAGE_BYTES) == page_with()
+    assert file.missing(0, 3 * PAGE_BYTES) == [0]
+    assert file.read(PAGE_BYTES - 1, 2, 3 * PAGE_BYTES) is None
+    if event == "cut":
+        file.truncate(PAGE_BYTES + 2, V3)
+        assert cache_of(file).clean_bytes == 2
+    elif event == "fetched":
+        assert file.fill(0, bytes(PAGE_BYTES) + page_with() + bytes(PAGE_BYTES), file.fill_epoch, V2)
+        assert cache_of(file).clean_bytes == 3 * PAGE_BYTES
+    elif event == "dropped":
+        file.drop_clean()
+        assert cache_of(file).clean_bytes == 0
+    else:
+        file.write(PAGE_BYTES - 1, b"XY")
+        again = file.begin_store(STORE_BYTES)
+        assert again
+        file.advance_version(V3, 3 * PAGE_BYTES)
+        file.stored(again, V3, V2)
+        assert file.read(PAGE_BYTES, 2, 3 * PAGE_BYTES) == b"Yo"
+    file.check_invariants()
+    cache_of(file).check_invariants()

@@ -14,9 +14,10 @@ from unittest import mock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from promisefs_client import contents, dirty, pagecache, written
+from promisefs_client import clean, contents, dirty, pagecache, written
 from promisefs_client.contents import FileContents, PageCache, StoreExtent
 
+PAGE = 4
 BLOCK = 16
 CELL = 64
 MAX_SIZE = 300
@@ -64,6 +65,8 @@ class Contents(RuleBasedStateMachine):
         self.patches = [
             mock.patch.object(contents, "BLOCK_BYTES", BLOCK),
             mock.patch.object(pagecache, "BLOCK_BYTES", BLOCK),
+            mock.patch.object(clean, "BLOCK_BYTES", BLOCK),
+            mock.patch.object(clean, "PAGE_BYTES", PAGE),
             mock.patch.object(contents, "STORE_BYTES", CELL),
             mock.patch.object(dirty, "STORE_BYTES", CELL),
             mock.patch.object(written, "STORE_BYTES", CELL),
@@ -242,12 +245,12 @@ class Contents(RuleBasedStateMachine):
         store = answered[which % len(answered)]
         assert store.before is not None
         self.stores.remove(store)
-        label = self.label()
-        self.file.stored(store.extent, (0, store.before + 1))
-        if store.before == label:
+        label = self.file.version
+        if store.before == self.label():
             self.file.advance_version((0, store.before + 1), store.size_after)
         else:
             self.learn(store.before + 1, store.size_after)
+        self.file.stored(store.extent, (0, store.before + 1), label)
 
     @precondition(lambda self: self.stores)
     @rule(which=st.integers(0, 100))

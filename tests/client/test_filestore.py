@@ -436,6 +436,39 @@ async def test_a_page_written_back_while_a_promise_is_renewed_does_not_undo_the_
     assert await other.fetch(fid) == page_with(at3="A", at9="B")
 
 
+@pytest.mark.parametrize("when", ["before a break", "during a break", "while it was stored"])
+async def test_a_page_that_the_kernel_has_without_having_read_it_undoes_nothing(
+    world: World, mount: ClientMount, when: str
+) -> None:
+    """A write(2) of all of it made it. Its block was never fetched."""
+    other, fid = await new_file(world, b"-" * 2 * PAGE_BYTES)
+    vnode = await mount.open(b"file")
+    handle = await mount.open_handle(vnode, os.O_RDWR)
+    await mount.operations.write(handle, 0, page_with())
+    if when == "while it was stored":
+        mount.session.hold_after[StoreData] = gate = trio.Event()
+        async with in_background(mount.operations.fsync(handle, False)) as fsync:
+            await mount.operations.write(handle, 0, page_with(at3="A"))
+            gate.set()
+            await other.store(fid, b"B", 9)
+            with trio.fail_after(20):
+                while not fsync.done:
+                    await settled()
+    else:
+        await mount.operations.fsync(handle, False)
+        if when == "before a break":
+            await mount.operations.write(handle, 0, page_with(at3="A"))
+            await other.store(fid, b"B", 9)
+        else:
+            mount.kernel.drops_end = trio.Event()
+            async with in_background(other.store(fid, b"B", 9)):
+                await mount.operations.write(handle, 0, page_with(at3="A"))
+                mount.kernel.drops_end.set()
+                await settled()
+    await mount.operations.fsync(handle, False)
+    assert (await other.fetch(fid))[:PAGE_BYTES] == page_with(at3="A", at9="B")
+
+
 async def test_a_page_of_which_nothing_is_left_to_store_leaves_no_mark_of_dirtiness(
     world: World, mount: ClientMount
 ) -> None:

@@ -11,7 +11,7 @@ from random import Random
 from unittest import mock
 
 import pytest
-from promisefs_client import contents, dirty, pagecache, whole_pages, written
+from promisefs_client import clean, contents, dirty, pagecache, whole_pages, written
 from promisefs_client.contents import FileContents, PageCache, StoreExtent
 
 PAGE, BLOCK, CELL, SIZE = 4, 8, 16, 16
@@ -23,6 +23,9 @@ class SharedPages:
         self.patches = [
             mock.patch.object(contents, "BLOCK_BYTES", BLOCK),
             mock.patch.object(pagecache, "BLOCK_BYTES", BLOCK),
+            mock.patch.object(clean, "BLOCK_BYTES", BLOCK),
+            mock.patch.object(clean, "PAGE_BYTES", PAGE),
+            mock.patch.object(dirty, "PAGE_BYTES", PAGE),
             mock.patch.object(contents, "PAGE_BYTES", PAGE),
             mock.patch.object(whole_pages, "PAGE_BYTES", PAGE),
             mock.patch.object(written, "PAGE_BYTES", PAGE),
@@ -44,6 +47,7 @@ class SharedPages:
         self.kernel_dirty: set[int] = set()
         self.drops: list[tuple[int, set[int]]] = []  # number, pages still to be dropped
         self.stores: list[tuple[StoreExtent, int | None]] = []  # with the version that it was applied to
+        self.answered: StoreExtent | None = None  # one whose reply is not lost: it would be stored again, over others'
 
     def start(self) -> None:
         self.validate()
@@ -99,6 +103,23 @@ class SharedPages:
         self.expected[page * PAGE + 2 * within] = value
         self.write(page * PAGE + 2 * within, bytes([value]))
 
+    def pwrite_page(self, page: int, within: int, value: int) -> None:
+        """All of a page, so that the kernel has it without having read it; while nothing else goes on."""
+        if not self.promised or self.breaks or self.stores or page in self.kernel_dirty or self.file.is_dirty:
+            return
+        at = page * PAGE
+        data = bytearray(self.server[at : at + PAGE])
+        data[2 * within] = self.expected[at + 2 * within] = value
+        self.kernel[page] = data
+        self.write(at, bytes(data))
+        while self.file.is_dirty:
+            self.begin_store()
+            self.store_arrives(0)
+            if value == 0:
+                self.answered = self.stores[-1][0]  # its reply comes later
+                return
+            self.store_ends(0, False)
+
     def launder(self, which: int) -> None:
         if not self.kernel_dirty:
             return
@@ -146,18 +167,22 @@ class SharedPages:
         if not self.stores:
             return
         extent, before = self.stores.pop(which % len(self.stores))
-        if lost or before is None:
+        if (lost and extent is not self.answered) or before is None:
             self.file.store_failed(extent)
             if before is not None:
                 self.promised = False
                 self.file.drop_clean(keep_twins=True)
                 self.begin_drop()
         else:
-            self.file.stored(extent, (0, before + 1))
-            if self.file.version == (0, before):
+            label = self.file.version
+            if label == (0, before):
                 self.file.advance_version((0, before + 1), SIZE)
-            elif self.file.version is not None and self.file.version < (0, before + 1):
+            elif label is None:
+                self.file.set_version((0, before + 1), SIZE)
+            elif label < (0, before + 1):
                 self.file.set_version((0, before + 1), SIZE, keep_twins=True)
+                self.begin_drop()
+            if self.file.stored(extent, (0, before + 1), label):
                 self.begin_drop()
 
     # The other mount
@@ -205,6 +230,7 @@ class SharedPages:
                 lambda: self.store_into_mapping(page, within, value),
                 lambda: self.store_into_mapping(page, within, value),
                 lambda: self.pwrite(page, within, value),
+                lambda: self.pwrite_page(page, within, value),
                 lambda: self.launder(which),
                 lambda: self.launder(which),
                 lambda: self.drop_page(which),
