@@ -30,7 +30,7 @@ from .mount_points import MountPoints
 from .namespace import Namespace, Owner
 from .privileges import keeps_privileges, mode_without_privileges
 from .readahead import Readahead
-from .requests import Interrupted, handling
+from .requests import Interrupted, current_request, handling
 from .resizing import correct_size, show_end
 from .vnode import Vnode
 from .vnode_table import KernelWork
@@ -84,23 +84,28 @@ def _handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corou
 
 
 class _OpenFile:
-    __slots__ = ("_appends", "keeps_privileges", "readahead", "reads_and_writes", "vnode")
+    __slots__ = ("is_appending", "keeps_privileges", "readahead", "reads_and_writes", "vnode")
 
     def __init__(self, vnode: Vnode, flags: int, uid: int) -> None:
         self.vnode = vnode
-        self._appends = bool(flags & os.O_APPEND)
+        self.is_appending = bool(flags & os.O_APPEND) and flags & os.O_ACCMODE != os.O_RDONLY
         self.reads_and_writes = flags & os.O_ACCMODE == os.O_RDWR
         self.keeps_privileges = keeps_privileges(uid)
         self.readahead = Readahead()
 
     def appends(self, offset: int) -> bool:
-        """Whether a WRITE at `offset` comes from write(2) with O_APPEND.
+        """Whether the WRITE at `offset` that is being handled comes from write(2) with O_APPEND.
 
-        The kernel writes mapped pages back through the same handle; those begin at a page, below the size it knows.
-        What it knows is no more than a guess: it ignores sizes that an invalidation overtook.
+        The kernel writes mapped pages back through the same handle. Without the FUSE extension it does not say which
+        WRITEs those are; they begin at a page, below the size it believes in, which is no more than a guess.
         """
+        if not self.is_appending:
+            return False
+        from_page_cache = current_request().from_page_cache
+        if from_page_cache is not None:
+            return not from_page_cache
         begins_as_pages_do = offset % mmap.PAGESIZE == 0 and offset < self.vnode.kernel_size.least
-        return self._appends and not (self.vnode.read_write_opens and begins_as_pages_do)
+        return not (self.vnode.read_write_opens and begins_as_pages_do)
 
 
 class _OpenDirectory:
@@ -261,7 +266,8 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         vnode = self._vnode(inode)
         await self._cell.validate(vnode)
-        await show_end(self._cell, vnode)
+        if not vnode.append_opens:  # else it would have the kernel ask, which it is doing
+            await show_end(self._cell, vnode)
         return self._attributes(vnode)
 
     @_handler
@@ -349,6 +355,7 @@ class Operations(pyfuse3.Operations):
         handle = self._new_handle()
         file = self._open_files[handle] = _OpenFile(vnode, flags, uid)
         vnode.read_write_opens += file.reads_and_writes
+        vnode.append_opens += file.is_appending
         self._table.open_mmaps.opened(vnode, handle)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
@@ -389,8 +396,8 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self._open_files[fh]
         vnode = file.vnode
-        if not file.keeps_privileges and (mode := mode_without_privileges(vnode.status.mode)) is not None:
-            await self._change(StoreStatus(vnode.fid, mode & _PERMISSIONS, None, None, None, None, None))
+        if not file.keeps_privileges and not current_request().from_page_cache:
+            await self._drop_privileges(vnode)
         kernels_end = off + len(buf)
         if vnode.shown_at is not None and off <= vnode.shown_at < kernels_end:
             # The write was under way to us when that byte was shown, and may lie under it in the kernel.
@@ -405,6 +412,11 @@ class Operations(pyfuse3.Operations):
         vnode.kernel_size.reaches(kernels_end)
         await self._files.write(vnode, off, buf)
         return len(buf)
+
+    async def _drop_privileges(self, vnode: Vnode) -> None:
+        mode = mode_without_privileges(vnode.status.mode)
+        if mode is not None:
+            await self._change(StoreStatus(vnode.fid, mode & _PERMISSIONS, None, None, None, None, None))
 
     async def _correct_end(self, vnode: Vnode, kernels_end: int) -> None:
         """An append went elsewhere than the kernel thinks; it takes no attributes while a write makes a file longer."""
@@ -434,7 +446,9 @@ class Operations(pyfuse3.Operations):
         except (Aborted, FsError, ServerUnavailable):
             return  # logged and kept by the store, which tries again; nobody reads the result of a release
         finally:
-            vnode.read_write_opens -= self._open_files.pop(fh).reads_and_writes
+            file = self._open_files.pop(fh)
+            vnode.read_write_opens -= file.reads_and_writes
+            vnode.append_opens -= file.is_appending
             self._table.open_mmaps.released(vnode, fh)
             self._cell.close_handle(vnode)
             self._files.released(vnode)

@@ -14,6 +14,7 @@ when the kernel asks for attributes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import trio
 from promisefs_protocol.abort import Aborted
@@ -40,6 +41,10 @@ async def correct_size(cell: Cell, vnode: Vnode, hint: int = 0) -> None:
 
 async def show_end(cell: Cell, vnode: Vnode, hint: int = 0) -> None:
     """Show the kernel the file's last byte if it reaches further than the kernel may believe."""
+    if vnode.append_opens:
+        # What is being appended lies in the kernel's pages at its own idea of the end: the byte might get into it.
+        await _have_asked(cell, vnode, lambda: vnode.size > vnode.kernel_size.least)
+        return
     while vnode.opens and (end := max(vnode.size, hint)) > vnode.kernel_size.least:
         hint = 0
         byte = _known(cell, vnode, end)
@@ -63,8 +68,13 @@ async def show_end(cell: Cell, vnode: Vnode, hint: int = 0) -> None:
 
 async def cut_end(cell: Cell, vnode: Vnode) -> None:
     """Have the kernel ask for the size if it may believe in a larger one."""
+    await _have_asked(cell, vnode, lambda: vnode.size < vnode.kernel_size.most)
+
+
+async def _have_asked(cell: Cell, vnode: Vnode, needed: Callable[[], bool]) -> None:
+    """Have the kernel ask for the size as long as that is needed, but not for ever."""
     for tried in range(ASK_TRIES):
-        if not vnode.opens or vnode.size >= vnode.kernel_size.most:
+        if not vnode.opens or not needed():
             return
         if tried:
             await trio.sleep(ASK_AGAIN_S * tried)

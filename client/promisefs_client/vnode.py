@@ -44,6 +44,7 @@ class Vnode:
     """
 
     __slots__ = (
+        "append_opens",
         "contents",
         "deleted",
         "fid",
@@ -76,6 +77,7 @@ class Vnode:
         self.lookups = 0  # references the kernel holds
         self.opens = 0  # handles the kernel holds; a mapping keeps its handle open until the last munmap
         self.read_write_opens = 0  # of these, those that a writable shared mapping may belong to
+        self.append_opens = 0  # of these, those that write(2) appends through
         self.kernel_pages = False  # the kernel may have pages of this file
         self.deleted = False  # the last name is gone; lives on through open handles
         self.kept = False  # deleted, but the server keeps it for us until GiveUpOpen

@@ -229,6 +229,33 @@ def test_appenders_on_both_mounts_at_the_same_time(make_cell: MakeCell) -> None:
     assert early_acks == [0, 0], "a WRITE that waits for the server held up an acknowledgement"
 
 
+_PAGE_APPENDER = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_APPEND)
+for step in range(150):
+    assert os.write(fd, bytes([int(sys.argv[2]) << 7 | step % 128]) * 4096) == 4096
+os.close(fd)
+"""
+
+
+def test_appenders_of_whole_pages_on_both_mounts_at_the_same_time(cell: View) -> None:
+    """By offset and length these look like pages of a mapping. Every byte is there, once, those of each in order."""
+    if not status_of(cell.running.mountpoint("m1"))["features"]["write_flags"]:
+        pytest.skip("which WRITEs are pages of mappings is known only with the FUSE extension")
+    for i in range(3):
+        (cell.a / f"log{i}").touch()
+        processes = [
+            subprocess.Popen([sys.executable, "-S", "-c", _PAGE_APPENDER, view / f"log{i}", str(number)])
+            for number, view in enumerate(cell.both)
+        ]
+        assert [process.wait(100) for process in processes] == [0, 0]
+        content = (cell.a / f"log{i}").read_bytes()
+        assert content == (cell.b / f"log{i}").read_bytes()
+        for number in range(2):
+            expected = b"".join(bytes([number << 7 | step % 128]) * 4096 for step in range(150))
+            assert bytes(byte for byte in content if byte >> 7 == number) == expected
+
+
 @pytest.mark.parametrize("access", [os.O_WRONLY, os.O_RDWR])
 @pytest.mark.parametrize("old_size", [353, 8192, 210_000])
 def test_appending_after_the_file_was_cut_elsewhere(cell: View, access: int, old_size: int) -> None:

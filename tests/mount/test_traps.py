@@ -483,7 +483,8 @@ def test_trap_13_the_servers_size_counts(cell: View) -> None:
             assert os.stat(cell.b / "f").st_size == max(size, 1)
 
 
-def test_appending_where_the_kernel_ignored_the_size_it_was_told(cell: View) -> None:
+@pytest.mark.parametrize("access", [os.O_WRONLY, os.O_RDWR], ids=["O_WRONLY", "O_RDWR"])
+def test_appending_where_the_kernel_ignored_the_size_it_was_told(cell: View, access: int) -> None:
     """It ignores sizes that an invalidation overtook, and then appends where it last believed the end to be: at 0."""
     path = cell.b / "f"
 
@@ -496,7 +497,7 @@ def test_appending_where_the_kernel_ignored_the_size_it_was_told(cell: View) -> 
         for i in range(150):
             with opened(cell.a / path.name, os.O_WRONLY | os.O_CREAT) as fd:
                 os.write(fd, b"begin")
-            with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+            with opened(path, access | os.O_APPEND) as fd:
                 os.write(fd, b"appended")
             assert (cell.a / path.name).read_bytes() == b"beginappended", f"round {i}"
             os.unlink(path)
