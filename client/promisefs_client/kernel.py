@@ -112,13 +112,17 @@ class KernelCaches:
         """Have every dentry of the mount looked up again. Only where `has_epochs`."""
         self._notifier.increment_epoch()
 
+    async def byte_taken(self, ino: int) -> None:
+        """Return when the kernel has taken in what it is being given by `store_byte`."""
+        while (event := self._storing.get(ino)) is not None:
+            await event.wait()
+
     async def store_byte(self, ino: int, offset: int, byte: bytes) -> None:
         """Put one byte into the kernel's page cache: makes it believe that the file reaches so far.
 
         Without it a mapping that was there before the file grew still gets SIGBUS behind the old end.
         """
-        while (event := self._storing.get(ino)) is not None:
-            await event.wait()
+        await self.byte_taken(ino)
         done = self._storing[ino] = trio.Event()
         try:
             await self._notifier.store(ino, offset, byte)

@@ -64,6 +64,7 @@ async def show_end(cell: Cell, vnode: Vnode, hint: int = 0) -> None:
         await cell.kernel.store_byte(vnode.ino, end - 1, byte)
         if vnode.size < end:  # cut here before the kernel took it in
             await cell.drop([KernelWork(vnode.ino, True, False, 0)])
+    await cell.kernel.byte_taken(vnode.ino)  # another task may be showing it
 
 
 async def cut_end(cell: Cell, vnode: Vnode) -> None:

@@ -123,3 +123,19 @@ async def test_a_kernel_that_forgot_a_file_believes_what_it_is_told_next(world: 
     assert entry.st_size == 5
     await mount.open_handle(vnode, os.O_RDWR)
     assert mount.kernel.bytes_shown == []
+
+
+async def test_growth_that_a_read_found_first_is_with_the_kernel_before_the_break_is_acknowledged(world: World) -> None:
+    """Who stores into the mapping after that must not have it cut off at the old end."""
+    mount = await world.mount(ack_wait_s=20)
+    other, fid, vnode = await shared_file(world, mount, b"abc")
+    handle = await mount.open_handle(vnode, os.O_RDWR)
+    mount.kernel.drops_end, mount.kernel.stores_end = trio.Event(), trio.Event()
+    async with in_background(other.store(fid, b"de", 3)) as storing:
+        await mount.operations.read(handle, 0, 5)
+        mount.kernel.drops_end.set()
+        await settled()
+        assert mount.kernel.bytes_shown == [(vnode.ino, 4, b"e")]
+        assert not storing.done
+        mount.kernel.stores_end.set()
+        await ended(storing)
