@@ -257,10 +257,10 @@ class Breaker:
                 peer = contact.callbacks
                 self.mark_stale(contact)
                 if peer is not None:
-                    # A peer that does not read blocks its senders until this.
+                    # A peer that does not read blocks its senders until this. Meanwhile the host may have come back.
                     await peer.close()
-                break
-            await trio.sleep_until(contact.host.lease_end_s)
+            else:
+                await trio.sleep_until(contact.host.lease_end_s)
         contact.minded = False
 
     # Stale hosts
@@ -373,3 +373,19 @@ class Breaker:
             self._nursery.start_soon(self.initialise, contact)
             await self.wait_fresh(contact, self.lease_s)
         contact.host.renew(received_s, self.lease_s)
+
+    def check_invariants(self, now_s: float) -> None:
+        """Assert those of `hosts` and `promises`, and that each break that is waited for is under way and minded."""
+        self.hosts.check_invariants()
+        self.promises.check_invariants()
+        for number, contact in self._contacts.items():
+            host, batches = contact.host, contact.batches()
+            assert self.hosts.by_number(number) is host
+            assert not (host.stale and self.promises.count_of(number)), "hosts I1"
+            assert contact.doubt is not None or not host.in_doubt(now_s), "hosts I2"
+            assert contact.fresh.is_set() is not host.stale
+            assert not (batches and host.stale), "breaks for a host that is to forget everything"
+            assert contact.minded or not batches, "nobody watches the lease of a host that owes acknowledgements"
+            assert len(contact.in_flight) <= MAX_BATCHES_IN_FLIGHT
+            for batch in batches:
+                assert batch.breaks and len(batch.breaks) <= MAX_LIST and not batch.settled.is_set()

@@ -112,3 +112,8 @@ class Deletions:
             return set()
         rows = self._store.database.rows("SELECT vnode FROM vnodes WHERE vnode BETWEEN ? AND ?", (min(keys), max(keys)))
         return set(keys).difference(key for (key,) in rows)
+
+    def check_invariants(self) -> None:
+        """What is going to be deleted is nobody's."""
+        for key in self._pending:
+            assert self._store.vnodes.find(key) is None, "a data file is to be deleted whose vnode is there"

@@ -131,6 +131,12 @@ class HostTable:
     def by_number(self, number: int) -> Host | None:
         return self._by_number.get(number)
 
+    def check_invariants(self) -> None:
+        """Both ways to a host lead to the same."""
+        assert len(self._by_uuid) == len(self._by_number)
+        for number, host in self._by_number.items():
+            assert host.number == number and self._by_uuid[host.uuid] is host
+
     def may_have_open(self, key: int, now_s: float) -> list[Host]:
         """The hosts to be asked when this file loses its last name, though they hold no promise on it."""
         return [host for host in self._by_number.values() if host.may_have_open(key, now_s)]

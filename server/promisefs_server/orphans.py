@@ -58,3 +58,15 @@ class Orphans:
 
     def held_by(self, host: int) -> list[int]:
         return [key for (key,) in self._database.rows("SELECT vnode FROM orphan_holders WHERE host = ?", (host,))]
+
+    def check_invariants(self) -> None:
+        """Assert the invariant, and that holders are hosts that are known."""
+        unheld = self._database.rows(
+            "SELECT vnode FROM vnodes WHERE nlink = 0 AND vnode NOT IN (SELECT vnode FROM orphan_holders)"
+        )
+        assert not list(unheld), "an orphan that nobody holds"
+        unknown = self._database.rows(
+            "SELECT vnode, host FROM orphan_holders WHERE host NOT IN (SELECT host FROM hosts)"
+            " OR vnode NOT IN (SELECT vnode FROM vnodes WHERE nlink = 0)"
+        )
+        assert not list(unknown), "held for nobody, or not an orphan"

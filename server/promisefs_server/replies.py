@@ -74,3 +74,8 @@ class Replies:
         self._database.execute("DELETE FROM replies WHERE host = ?", (host,))
         self._deleted_below.pop(host, None)
         self._kept.pop(host, None)
+
+    def check_invariants(self) -> None:
+        """What is kept for a host is never more than is counted."""
+        for host, count in self._database.rows("SELECT host, count(*) FROM replies GROUP BY host"):
+            assert count <= self._kept.get(host, MAX_KEPT), "replies that are not counted"

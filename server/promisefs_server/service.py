@@ -418,3 +418,19 @@ class Fileserver:
         if changed:
             with self.store.database.transaction():
                 self.store.hosts.set_silent(changed)
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between any two steps, as far as it is in memory."""
+        self.breaker.check_invariants(trio.current_time())
+        self.locks.check_invariants()
+        self.lock_keeper.table.check_invariants()
+        self.store.vnodes.check_invariants(lambda key: self.locks.any_held((key,)))
+        for session in self._sessions:
+            session.check_invariants()
+
+    def check_store_invariants(self) -> None:
+        """The same for what is in the database."""
+        self.store.volumes.check_invariants()
+        self.store.orphans.check_invariants()
+        self.store.replies.check_invariants()
+        self.deletions.check_invariants()

@@ -74,6 +74,14 @@ class Session:
                     contact.calls = None
                 self._server.breaker.callbacks_lost(contact, self._peer)
 
+    def check_invariants(self) -> None:
+        """A connection is used for a host in the role that it said in HELLO."""
+        contact = self._contact
+        assert (contact is not None) is self._introduced.is_set()
+        if contact is not None:
+            assert self._role == Role.CALLBACKS or contact.callbacks is not self._peer
+            assert self._role == Role.CALLS or contact.calls is not self._peer
+
     async def _expect_hello(self) -> None:
         with trio.move_on_after(HELLO_TIMEOUT_S):
             await self._introduced.wait()

@@ -67,3 +67,7 @@ class VnodeLocks:
         finally:
             for key in held:
                 self._release(key)
+
+    def check_invariants(self) -> None:
+        """There are only locks that somebody holds."""
+        assert all(lock.locked() for lock in self._locks.values())

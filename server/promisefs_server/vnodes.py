@@ -154,3 +154,11 @@ class VnodeTable:
         """Delete the row and its extended attributes."""
         self._database.execute("DELETE FROM vnodes WHERE vnode = ?", (key,))
         self._database.execute("DELETE FROM xattrs WHERE vnode = ?", (key,))
+
+    def check_invariants(self, is_locked: Callable[[int], bool]) -> None:
+        """Assert I2 and I3; `is_locked(key)`: whether somebody holds the vnode's lock."""
+        for key, shown in self.being_stored.items():
+            assert is_locked(key), "I3"
+            committed = self.find(key)
+            if committed is not None:  # an orphan may go meanwhile
+                assert committed.ctime_ns > shown.ctime_ns and committed.data_version > shown.data_version, "I2"

@@ -202,6 +202,16 @@ class VolumeTable:
             raise Aborted(AbortCode.INVAL, "the root volume is made with the store of the cell's first server")
         check_free(name, self.in_state(*LIVE))
 
+    def check_invariants(self) -> None:
+        """Assert I4."""
+        rows = {
+            row[0]: row[1:]
+            for row in self._database.rows("SELECT volume, name, root, state, incarnation, next_vnode FROM volumes")
+        }
+        there = {v.volume: (v.name, v.root, v.state, v.incarnation, v.reserved_below) for v in self._by_number.values()}
+        assert rows == there, "I4"
+        assert all(v.next_vnode <= v.reserved_below for v in self._by_number.values())
+
 
 def check_free(name: str, volumes: Iterable[Volume]) -> None:
     """Abort EXIST if one of the volumes has the name."""

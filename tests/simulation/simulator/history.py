@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -95,6 +95,7 @@ class History:
         self.begin_s = world.now_s
         self._order = 0
         self._told = trio.Event()
+        self.after_call: Callable[[], None] = lambda: None
         self.calls: list[Call] = []
         self.timeline: list[tuple[float, str, str]] = []
         self.outages: list[Outage] = []
@@ -142,6 +143,7 @@ class History:
             self._told.set()
             self._told = trio.Event()
         self.note(call.process, str(call).replace(f" {call.process}:", "", 1))
+        self.after_call()
 
     async def something_told(self) -> None:
         """Return when a call has ended after which others must see something."""

@@ -89,6 +89,10 @@ class Cell:
         self.nursery: trio.Nursery
         self.trace = False
         self.template = template(plan.layout)
+        self.violations: list[str] = []
+        """Invariants of servers that did not hold."""
+        world.clock.before_time_passes = self._check_servers
+        history.after_call = self._check_stores
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -108,6 +112,20 @@ class Cell:
             self.clients.append(await self.start_client(FRESH))
             await observe_everything(self)
             nursery.cancel_scope.cancel()
+
+    def _check_servers(self) -> None:
+        for server in self.servers:
+            if server.server is not None and not self.violations:
+                try:
+                    server.server.check_invariants()
+                except AssertionError:
+                    self.history.note(server.name, "an invariant does not hold")
+                    self.violations.append(f"invariant: of {server.name}:\n{traceback.format_exc()}")
+
+    def _check_stores(self) -> None:
+        for server in self.servers:
+            if server.server is not None:
+                server.server.check_store_invariants()
 
     async def _settle(self) -> None:
         """Wait until nothing is dirty any more, what could not be stored before included, and all is calm."""
@@ -184,6 +202,7 @@ def run_history(plan: Plan, *, trace: bool = False) -> Outcome:
             outcome.problems += _run_bounded(cell)
         finally:
             shutil.rmtree(cell.folder, ignore_errors=True)
+        outcome.problems += cell.violations
         outcome.problems += [f"a defect was met: {text}" for text in defects.found]
         outcome.problems += check(history, plan, cell.template.initial)
         outcome.problems += check_agreement(history)

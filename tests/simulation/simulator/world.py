@@ -47,6 +47,8 @@ class SimulatedClock(trio.abc.Clock):
 
     def __init__(self) -> None:
         self.now_s = 1000.0
+        self.before_time_passes: Callable[[], None] = lambda: None
+        """Called when every task waits; must not raise."""
 
     def start_clock(self) -> None:
         pass
@@ -58,6 +60,7 @@ class SimulatedClock(trio.abc.Clock):
         # trio asks only when no task can run. Without a deadline it waits for a wake-up of its own, as it ends.
         if deadline == math.inf:
             return 1.0
+        self.before_time_passes()
         self.now_s = max(self.now_s, deadline)
         return 0.0
 
