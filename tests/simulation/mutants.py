@@ -27,8 +27,10 @@ from promisefs_client.vnode_table import KernelWork, VnodeTable
 from promisefs_client.whole_pages import Twins
 from promisefs_protocol.transport import Peer
 from promisefs_server.breaker import Breaker, Contact
-from promisefs_server.datafiles import DataFile
+from promisefs_server.datafiles import DataFile, DataFiles
 from promisefs_server.hosts import Host
+from promisefs_server.orphans import Orphans
+from promisefs_server.promises import PromiseTable
 from promisefs_server.replies import Replies
 from promisefs_server.vnodes import VnodeTable as ServerVnodes
 
@@ -320,7 +322,7 @@ def _() -> Sequence[AbstractContextManager[Any]]:
     return [patch.object(VnodeTable, "reset", reset)]
 
 
-@mutant("one-server-holds-up-all", "a call waits for no server but the one that it goes to", 300)
+@mutant("one-server-holds-up-all", "a call waits for no server but the one that it goes to", 1000)
 def _() -> Sequence[AbstractContextManager[Any]]:
     original = Cell._call_there
 
@@ -354,3 +356,26 @@ def _() -> Sequence[AbstractContextManager[Any]]:
         return await original(self, request, bulk, math.inf)
 
     return [patch.object(ServerSession, "call", call)]
+
+
+# What is left, and invariants
+
+
+@mutant("closed-files-not-given-up", "a server is told of removed files that were closed", 300, "orphans")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(Cell, "give_up_open", lambda self, fids: None)]
+
+
+@mutant("data-files-stay", "the data file of a vnode that is gone is deleted", 100, "orphans")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(DataFiles, "delete", lambda self, key: None)]
+
+
+@mutant("stale-hosts-keep-promises", "a host that becomes stale loses all promises (hosts I1)", 300)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(PromiseTable, "delete_host", lambda self, host: list(self._expiry.get(host, ())))]
+
+
+@mutant("orphans-without-holders", "who takes an orphan's last holder away deletes it", 300, "orphans")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(Orphans, "_purge_if_unheld", lambda self, key: False)]

@@ -14,6 +14,7 @@ import trio
 from promisefs_client.session import ServerSession
 from promisefs_protocol.transport import Reply
 
+from .aftermath import leave_nothing
 from .checker import check
 from .client_machine import ClientMachine
 from .faults import Faults
@@ -90,7 +91,7 @@ class Cell:
         self.trace = False
         self.template = template(plan.layout)
         self.violations: list[str] = []
-        """Invariants of servers that did not hold."""
+        """Invariants of servers that did not hold, and what is left in their stores at the end."""
         world.clock.before_time_passes = self._check_servers
         history.after_call = self._check_stores
 
@@ -111,6 +112,7 @@ class Cell:
             await self._settle()
             self.clients.append(await self.start_client(FRESH))
             await observe_everything(self)
+            self.violations += await leave_nothing(self)
             nursery.cancel_scope.cancel()
 
     def _check_servers(self) -> None:
