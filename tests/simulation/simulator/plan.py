@@ -328,7 +328,7 @@ def _make_fault(rng: random.Random, kind: str, client: int, server: int) -> list
             return [Fault(at_s, "crash", (client,))]
         case "server":
             down_s = rng.choice((0.0, 0.5, 5.0)) * rng.random()
-            return [Fault(at_s, rng.choice(("kill", "kill", "restart")), (server, down_s, rng.random() < 0.5))]
+            return [Fault(at_s, rng.choice(("kill", "restart", "restart")), (server, down_s, rng.random() < 0.5))]
         case "incident":
             # The server has forgotten its promises, and who had some may not hear of it.
             return [
