@@ -203,6 +203,32 @@ async def test_a_host_that_does_not_answer_is_waited_for_until_its_lease_ends(
             assert store.done and store.error is None
 
 
+async def test_a_host_that_comes_back_while_its_old_connection_is_closed_is_waited_for_no_longer_than_its_lease(
+    mock_clock: MockClock, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_cell(folder) as cell:
+        a, b, _, f = await both(cell)
+        b.acknowledge = trio.Event()
+        host = cell.server.hosts.by_uuid(b.uuid)
+        assert host is not None
+        old = cell.server.breaker.contact(host).callbacks
+        assert old is not None
+        closing = trio.Event()
+        monkeypatch.setattr(old, "close", closing.wait)
+        async with in_background(a.store(f, b"x")):
+            mock_clock.jump(LEASE_S + 0.1)
+            await settled()
+        assert not host.stale, "it acknowledged InitCallBackState3 meanwhile"
+        await b.stat(f)
+        async with in_background(a.store(f, b"y")) as store:
+            closing.set()
+            await settled()
+            cell.server.check_invariants()
+            mock_clock.jump(LEASE_S + 0.1)
+            await settled()
+            assert store.done and store.error is None
+
+
 async def test_renewing_without_acknowledging_does_not_help(mock_clock: MockClock, folder: Path) -> None:
     async with running_cell(folder) as cell:
         a, b, _, f = await both(cell)
