@@ -53,11 +53,11 @@ class Faults:
         for client in range(self._cell.plan.clients):
             await self._block(client, server, seconds, True, True)
 
-    async def _stall(self, client: int, server: int, seconds: float, then_cut: bool) -> None:
+    async def _stall(self, client: int, server: int, callbacks: bool, seconds: float, then_cut: bool) -> None:
         """What the server sends on one connection stays under way for a while, then perhaps the connection breaks."""
         self._cell.history.unreachable(server, f"c{client}", seconds + then_cut * LONGEST_NOTICE_S)
         link = self._network.link(f"c{client}", f"server{server}")
-        connection = link.stall(seconds)
+        connection = link.stall(callbacks, seconds)
         if then_cut and connection is not None:
             await trio.sleep(seconds)
             link.cut(connection)

@@ -108,11 +108,14 @@ class Link:
             connection.stall_down(0.0)
             connection.wake()
 
-    def stall(self, seconds: float) -> _Connection | None:
-        """Nothing comes out at the client of some connection for so long. Return which, if there is any."""
+    def stall(self, callbacks: bool, seconds: float) -> _Connection | None:
+        """Nothing comes out at the client of one connection for so long. Return that, if there is any.
+
+        A client makes that for callbacks first.
+        """
         if not self.connections:
             return None
-        connection = self._random.choice(self.connections)
+        connection = self.connections[0 if callbacks else -1]
         connection.stall_down(self._network.world.now_s + seconds)
         return connection
 

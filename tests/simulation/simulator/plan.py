@@ -85,6 +85,10 @@ _NAMING = {
 }  # fmt: skip
 _ORPHANS = {"create": 15, "reopen": 15, "unlink": 12, "rename": 8, "close": 5, "contents": 45}
 _APPENDING = {"append": 50, "fsync": 25, "look": 15, "reopen": 10}
+_RUSH = {
+    "publish": 20, "read": 20, "stat": 20, "chmod": 10, "list": 12, "rename": 12, "create": 8, "unlink": 8,
+    "truncate": 4, "reopen": 6,
+}  # fmt: skip
 """How often each step is drawn, by subject; each history likes some more and some less."""
 LIKINGS = (0.3, 1.0, 1.0, 3.0)
 TOGETHER = (0.0, 0.15, 0.4)
@@ -94,12 +98,13 @@ LOOKING = frozenset(("read", "load", "look", "stat", "list"))
 class Maker:
     """Draws the steps of one history."""
 
-    def __init__(self, rng: random.Random, shrinks: bool) -> None:
-        """`shrinks`: files may become smaller. Not where they are mapped: the kernel goes on believing in the old size,
-        and grows the file again when it writes pages back (README)."""
+    def __init__(self, rng: random.Random, shrinks: bool, rushes: bool) -> None:
+        """`rushes`: nobody takes time to think. `shrinks`: files may become smaller. Not where they are mapped: the
+        kernel goes on believing in the old size, and grows the file again when it writes pages back (README)."""
         self._random = rng
+        self._rushes = rushes
         self._shrinks = shrinks
-        self.slow = rng.random() < 0.35
+        self.slow = not rushes and rng.random() < 0.35
         """Processes take so long that leases end under them."""
         self._value = 0
         self.hot_path = rng.choice(FILES)
@@ -134,7 +139,7 @@ class Maker:
             return self._random.random() * 1.5
         if chance < 0.6:
             return 0.0
-        if chance < 0.97:
+        if chance < 0.97 or self._rushes:
             return self._random.random() * 0.02
         return self._random.random() * 4
 
@@ -216,6 +221,26 @@ class Maker:
                 return self.contents()
         return self.step(kind, name)
 
+    def rush(self) -> Step:
+        """One file and its few names, of which everyone wants to know the latest."""
+        path = self._random.choice((self.hot_path, *self._names[:2]))
+        match kind := self._draw(_RUSH):
+            case "publish":
+                return self.step(kind, *self.range(), self._new_value())
+            case "read":
+                return self.step(kind, *WHOLE)
+            case "list":
+                return self.step(kind, path[:-1])
+            case "chmod":
+                return self.step(kind, path, self._random.randrange(0o1000))
+            case "rename":
+                return self.step(kind, path, self._random.choice((self.hot_path, *self._names[:2])))
+            case "truncate":
+                return self.step(kind, self._random.choice(SIZES))
+            case "reopen":
+                return self.step(kind, path, self._flags())
+        return self.step(kind, path)
+
     def appending(self) -> Step:
         match kind := self._draw(_APPENDING):
             case "append":
@@ -233,6 +258,8 @@ PROFILES: dict[str, tuple[str, ...]] = {
     "names": ("naming",),
     "orphans": ("orphan",),
     "appends": ("appending",),
+    "rush": ("rush",),
+    "scenes": (),
     "mixed": ("contents", "mapping", "naming", "orphan"),
 }
 
@@ -240,9 +267,11 @@ PROFILES: dict[str, tuple[str, ...]] = {
 def make_plan(seed: int, *, faults: bool = True, profile: str | None = None) -> Plan:
     rng = random.Random(seed)
     profile = profile or rng.choice(list(PROFILES))
+    if profile == "scenes":
+        return _scene(seed, rng)
     layout = _choose_layout(seed)
     clients = rng.choice((2, 2, 2, 2, 3, 3, 3, 4, 4, 5))
-    maker = Maker(rng, shrinks="mapping" not in PROFILES[profile])
+    maker = Maker(rng, shrinks="mapping" not in PROFILES[profile], rushes=profile == "rush")
     if layout is not ALONE and rng.random() < 0.5:
         maker.hot_share = 1.0  # the other file is changed by nobody
     processes = []
@@ -250,7 +279,7 @@ def make_plan(seed: int, *, faults: bool = True, profile: str | None = None) -> 
         subjects = PROFILES[profile]
         maker.onlooking = rng.random() < 0.25
         steps = [_first_step(maker, rng, profile)]
-        for _ in range(rng.randint(4, 14)):
+        for _ in range(rng.randint(4, 14) if profile != "rush" else rng.randint(10, 30)):
             if maker.values_left:
                 steps.append(getattr(maker, rng.choice(subjects))())
         if profile == "appends":
@@ -293,6 +322,23 @@ def _watching(maker: Maker, rng: random.Random) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+def _scene(seed: int, rng: random.Random) -> Plan:
+    from .scenes import CLIENTS, draw_scene
+
+    scene = draw_scene(rng)
+    return Plan(
+        seed=seed,
+        profile="scenes",
+        clients=CLIENTS,
+        layout=ALONE,
+        lease_s=3.0,
+        timeout_s=8.0,
+        processes=tuple(scene.processes),
+        faults=tuple(scene.faults),
+        clock_rates=tuple(rng.choice((1.0, 0.99, 1.01)) for _ in range(CLIENTS)),
+    )
+
+
 def _first_step(maker: Maker, rng: random.Random, profile: str) -> Step:
     if profile == "appends":
         return maker.step("reopen", LOG, APPENDING)
@@ -308,6 +354,9 @@ def _make_faults(rng: random.Random, clients: int) -> tuple[Fault, ...]:
     for _ in range(rng.randint(1, 4) if kinds else 0):
         kind = kinds if kinds != "all" else rng.choice(("network", "network", "server", "client", "incident"))
         faults += _make_fault(rng, kind, rng.randrange(clients), 0)
+    for _ in range(rng.choice((0, 0, 0, 2, 4))):
+        stall = (rng.randrange(clients), 0, rng.random() < 0.5, rng.random() * 0.5, False)
+        faults.append(Fault(rng.random(), "stall", stall))
     return tuple(faults)
 
 
@@ -340,7 +389,7 @@ def _make_fault(rng: random.Random, kind: str, client: int, server: int) -> list
     if rng.random() < 0.3:
         return [Fault(at_s, "cut", (client, server))]
     if rng.random() < 0.4:
-        return [Fault(at_s, "stall", (client, server, rng.random(), rng.random() < 0.5))]
+        return [Fault(at_s, "stall", (client, server, rng.random() < 0.5, rng.random(), rng.random() < 0.5))]
     up, down = rng.choice(((True, True), (True, True), (True, False), (False, True)))
     return [Fault(at_s, "block", (client, server, seconds, up, down))]
 

@@ -52,6 +52,9 @@ class Process:
         if step.kind == "look":
             await self._look(*step.args)
             return None
+        if step.kind == "publish":
+            await self.perform(Step("write", step.args, 0.0))
+            return await self.perform(Step("fsync", (), 0.0))
         if step.kind in _NEED_FILE and self._file is None:
             return None
         if step.kind == "unmap" and self._mapping is None:
