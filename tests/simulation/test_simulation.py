@@ -12,8 +12,8 @@ from mutants import MUTANTS, Mutant
 from simulator.plan import make_plan
 from simulator.run import run_history
 
-HISTORIES = 170
-"""Of each kind: 2,040 in all."""
+HISTORIES = 130
+"""Of each kind: 2,080 in all."""
 QUICK = [mutant for mutant in MUTANTS if mutant.histories <= 100]
 
 TIMELINES = """
@@ -40,7 +40,7 @@ def test_one_seed_is_one_schedule_in_every_process() -> None:
     assert timelines("2") == first
 
 
-@pytest.mark.parametrize("profile", ["contents", "mappings", "names", "orphans", "appends", "mixed"])
+@pytest.mark.parametrize("profile", ["contents", "mappings", "names", "orphans", "appends", "mixed", "rush", "scenes"])
 @pytest.mark.parametrize("faults", [False, True])
 def test_histories_keep_the_guarantees(profile: str, faults: bool) -> None:
     for seed in range(HISTORIES):
@@ -51,5 +51,10 @@ def test_histories_keep_the_guarantees(profile: str, faults: bool) -> None:
 @pytest.mark.parametrize("mutant", QUICK, ids=lambda mutant: mutant.name)
 def test_a_rule_that_is_switched_off_is_missed(mutant: Mutant) -> None:
     """A sample; `scripts/simulate --mutants` takes them all."""
-    with mutant.active():
-        assert any(run_history(make_plan(seed, profile=mutant.profile)).failed for seed in range(mutant.histories))
+    for seed in range(mutant.histories):
+        plan = make_plan(seed, profile=mutant.profile)
+        with mutant.active():
+            failed = run_history(plan).failed
+        if failed and not run_history(plan).failed:
+            return
+    pytest.fail(f"not found in {mutant.histories} histories")

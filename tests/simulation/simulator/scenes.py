@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .plan import FILES, NAMES, WATCH, WHOLE, Fault, Path, Step
+from .layout import Path
+from .plan import FILES, NAMES, WATCH, WHOLE, Fault, Step
 
 READER, WRITER, OTHER = 0, 1, 2
 """Clients."""
@@ -60,6 +61,14 @@ def deaf_reader(scene: Scene) -> None:
     scene.fault(BEGIN_S - 0.05, "stall", READER, 0, True, seconds, lost)
 
 
+def lost_break(scene: Scene) -> None:
+    """A file is read all the time that two others store; one break is lost, and after it little changes."""
+    scene.process(READER, scene.open(), [scene.after(0.0, "read", *WHOLE) for _ in range(40)])
+    for writer in (WRITER, OTHER):
+        scene.process(writer, scene.open(), [scene.publish(0.0) for _ in range(scene.random.randint(1, 3))])
+    scene.fault(scene.random.random() * 0.2, "stall", READER, 0, True, 0.3, True)
+
+
 def first_look(scene: Scene) -> None:
     """A kernel meets a file, again and again, while another client changes its mode and its size."""
     scene.process(READER, [scene.after(BEGIN_S if not i else 0.1, "stat", scene.file) for i in range(8)])
@@ -85,11 +94,7 @@ def removal(scene: Scene) -> None:
     name = NAMES[0]
     making = [Step("create", (name,), WATCH), Step("close", (), 0.0), scene.after(0.05, "unlink", name)]
     scene.process(READER, making * 5)
-    using = [
-        Step("stat", (name,), WATCH),
-        scene.after(0.05, "reopen", name, os.O_RDWR),
-        scene.after(0.1, "read", *WHOLE),
-    ]
+    using = [Step("stat", (name,), WATCH), scene.after(0.05, "reopen", name, os.O_RDWR), scene.publish(0.1)]
     scene.process(READER, using * 5)
     scene.process(WRITER, [Step("stat", (name,), WATCH) for _ in range(5)])
     for i in range(5):
@@ -113,7 +118,7 @@ def isolation(scene: Scene) -> None:
     scene.fault(1.0 + scene.random.random(), "block", READER, 0, 8.0, True, scene.random.random() < 0.7)
 
 
-SCENES: tuple[Callable[[Scene], None], ...] = (deaf_reader, first_look, listing, removal, outage, isolation)
+SCENES: tuple[Callable[[Scene], None], ...] = (deaf_reader, lost_break, first_look, listing, removal, outage, isolation)
 
 
 def draw_scene(rng: random.Random) -> Scene:
