@@ -150,7 +150,7 @@ def _() -> Sequence[AbstractContextManager[Any]]:
 
 # A listing is with the kernel, not parsed yet, when another client renames: the epoch goes up, then the listing is
 # parsed and its names pass for new.
-@mutant("no-second-epoch", "a READDIRPLUS reply that the epoch overtook costs another epoch", 1000, "names")
+@mutant("no-second-epoch", "a READDIRPLUS reply that the epoch overtook costs another epoch", 800, "scenes")
 def _() -> Sequence[AbstractContextManager[Any]]:
     return [patch.object(ListingsInFlight, "overtake", lambda self, inodes: set())]
 
