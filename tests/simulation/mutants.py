@@ -178,7 +178,7 @@ def _() -> Sequence[AbstractContextManager[Any]]:
 
 
 # The answer to a renewal takes long, then the reader is cut off: its lease outlasts that at the server.
-@mutant("lease-from-reply", "a client counts its lease from when it sent the request", 100, "scenes")
+@mutant("lease-from-reply", "a client counts its lease from when it sent the request", 400, "scenes")
 def _() -> Sequence[AbstractContextManager[Any]]:
     original = ServerSession._extend_lease
 
