@@ -219,6 +219,9 @@ class FileStore:
                     raise state.failure  # no more can be kept, and the server does not take it
             state = self._state(vnode)
         mapped, promised = vnode.read_write_opens > 0, self._cell.valid(vnode)
+        written_back = current_request().from_page_cache
+        if written_back is not None:  # of what is surely written back, what equals the base was surely not written
+            mapped = promised = written_back
         contents.write(offset, data, mapped=mapped, promised=promised, reach=vnode.status.size)
         if not contents.is_dirty:
             return  # pages written back for a break, with nothing of our own in them

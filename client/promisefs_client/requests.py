@@ -124,8 +124,8 @@ class handling:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._request is not None:
-            assert handling.source is not None
-            handling.source.done(self._request)
+            if handling.source is not None:
+                handling.source.done(self._request)
             _current.reset(self._token)
 
 

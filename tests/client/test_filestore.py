@@ -15,6 +15,7 @@ from promisefs_client.attributes import MTIME_LAG_NS, attributes_of
 from promisefs_client.contents import BLOCK_BYTES, PAGE_BYTES
 from promisefs_client.errors import FsError, ServerUnavailable
 from promisefs_client.pagecache import CLEAN_SHARE
+from promisefs_client.requests import Request, handling
 from promisefs_client.vnode import Vnode
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
@@ -472,6 +473,36 @@ async def test_a_page_that_the_kernel_has_without_having_read_it_undoes_nothing(
                 await settled()
     await mount.operations.fsync(handle, False)
     assert (await other.fetch(fid))[:PAGE_BYTES] == page_with(at3="A", at9="B")
+
+
+async def test_with_the_extension_equal_bytes_that_were_written_count(world: World, mount: ClientMount) -> None:
+    """Else a whole page written by write(2) during a break looks as if a mapping had been written back."""
+    other, fid = await new_file(world, b"o" * PAGE_BYTES)
+    vnode = await mount.open(b"file")
+    handle = await mount.open_handle(vnode, os.O_RDWR)
+    await mount.operations.read(handle, 0, PAGE_BYTES)
+    mount.kernel.drops_end = trio.Event()
+    async with in_background(other.store(fid, b"B", 9)):
+        with handling(Request(from_page_cache=False)):
+            await mount.operations.write(handle, 0, page_with(at3="A"))
+        mount.kernel.drops_end.set()
+        await settled()
+    await mount.operations.fsync(handle, False)
+    assert await other.fetch(fid) == page_with(at3="A")
+
+
+async def test_with_the_extension_pages_written_back_need_no_promise(world: World, mount: ClientMount) -> None:
+    """They may come when a lease has just ended; what equals the base was not written."""
+    other, fid = await new_file(world, b"o" * PAGE_BYTES)
+    vnode = await mount.open(b"file")
+    handle = await mount.open_handle(vnode, os.O_RDWR)
+    await mount.operations.read(handle, 0, PAGE_BYTES)
+    vnode.promise_until = 0.0
+    with handling(Request(from_page_cache=True)):
+        await mount.operations.write(handle, 0, page_with(at3="A"))
+    await other.store(fid, b"B", 9)
+    await mount.operations.fsync(handle, False)
+    assert await other.fetch(fid) == page_with(at3="A", at9="B")
 
 
 async def test_a_page_of_which_nothing_is_left_to_store_leaves_no_mark_of_dirtiness(

@@ -174,6 +174,8 @@ class KernelCore:
         self.cut_pages: Callable[[Inode, int], Awaitable[None]]
         """Drop pages beyond a size; set by the page cache."""
         self.trace: Callable[[str], None] | None = None
+        self.extension = False
+        """Whether it is said of a WRITE if it comes from the page cache."""
         self._queue = trio.Lock()
 
     async def request(self, handler: Callable[..., Awaitable[Any]], *args: Any) -> Any:

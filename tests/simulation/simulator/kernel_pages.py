@@ -12,6 +12,7 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 
+from promisefs_client.requests import Request, handling
 from promisefs_client.vnode_table import KernelWork
 
 from .kernel_inodes import PAGE, Inode, KernelCore, OpenFile, Page
@@ -96,13 +97,18 @@ class PageCacheModel:
             if data:
                 assert writers, "a dirty page without a handle to write it back through"
                 writer = self._world.random.choice(writers)
-                await self._core.request(self._core.operations.write, writer.handle, start, data)
+                await self._send(writer, start, data, from_page_cache=True)
         except OSError as error:
             inode.writeback_error = error.errno or errno.EIO
         finally:
             for page in pages:
                 page.writeback = False
             inode.wake()
+
+    async def _send(self, file: OpenFile, offset: int, data: bytes, *, from_page_cache: bool) -> int:
+        """A WRITE, with FUSE_WRITE_CACHE or without."""
+        with handling(Request(from_page_cache) if self._core.extension else Request()):
+            return int(await self._core.request(self._core.operations.write, file.handle, offset, data))
 
     async def stop_writeback(self, inode: Inode) -> None:
         """fuse_set_nowrite: no page is in writeback while the size changes."""
@@ -242,7 +248,7 @@ class PageCacheModel:
             filled.append(page)
             done += len(piece)
         try:
-            count = int(await self._core.request(self._core.operations.write, file.handle, at, data[:done]))
+            count = await self._send(file, at, data[:done], from_page_cache=False)
         except OSError:
             for page in filled:
                 page.uptodate = False

@@ -68,6 +68,8 @@ class Plan:
     faults: tuple[Fault, ...]
     clock_rates: tuple[float, ...] = ()
     """How fast the clients' clocks run, where that of the servers runs at 1."""
+    extension: bool = False
+    """Whether clients are told which writes come from the kernel's page cache, as the FUSE extension does."""
 
     def rate_of(self, client: str) -> float:
         """`client` is its name: c and its number."""
@@ -304,6 +306,7 @@ def make_plan(seed: int, *, faults: bool = True, profile: str | None = None) -> 
         processes=tuple(processes),
         faults=disturbances + problems,
         clock_rates=tuple(rng.choice((1.0, 0.99, 1.01)) for _ in range(clients)),
+        extension=seed % 2 == 1,
     )
 
 

@@ -152,6 +152,7 @@ class Cell:
             name, self.network, self.history, self.nursery, plan.layout.source, plan.timeout_s, plan.rate_of(name)
         )
         await client.start()
+        client.core.extension = plan.extension
         if self.trace:
             self._trace(client)
         return client
