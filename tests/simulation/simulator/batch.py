@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
+from .layout import ALONE, LAYOUTS
 from .plan import make_plan
 from .run import Outcome, run_history
+from .template import template
 
 CHUNK = 4
 Prepare = Callable[[], AbstractContextManager[object]]
@@ -29,6 +31,8 @@ def run_seeds(
             yield from _run_chunk((*chunk, profile, prepare))
         return
     tasks = ((*chunk, profile, prepare) for chunk in chunks)
+    for layout in (ALONE, *LAYOUTS):
+        template(layout)  # here: processes of a pool leave what they make
     with multiprocessing.get_context("fork").Pool(jobs or os.cpu_count()) as pool:
         for outcomes in pool.imap_unordered(_run_chunk, _until(deadline_s, tasks)):
             yield from outcomes
