@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import click
-from bench_lib import calls, files, memory, visible
+from bench_lib import calls, files, locks, memory, visible
 from bench_lib.targets import LocalDirectory, PromisefsMounts, SshfsMounts, SshfsUnusable, Target
 from cell_lib import mounts
 from cell_lib.cell import Cell, CellError
@@ -30,8 +30,9 @@ FILE_COLUMNS = 120
 VISIBLE = tuple(f"visible-{kind}" for kind in visible.KINDS)
 MEMORY = "memory"
 CALLS = "calls"
+LOCKS = "locks"
 ON_REQUEST = (MEMORY, CALLS)
-NAMES = (*(measurement.name for measurement in files.MEASUREMENTS), *VISIBLE, *ON_REQUEST)
+NAMES = (*(measurement.name for measurement in files.MEASUREMENTS), *VISIBLE, LOCKS, *ON_REQUEST)
 
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -42,6 +43,7 @@ class Results:
 
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
     visible: dict[str, dict[str, visible.Visibility]] = field(default_factory=dict)
+    locks: list[locks.Handover] = field(default_factory=list)
     memory: memory.Memory | None = None
     calls: list[calls.Calls] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -80,6 +82,15 @@ def measure_all(targets: Sequence[Target], names: Sequence[str], quick: bool, gu
     for kind in visible.KINDS:
         for target in targets if f"visible-{kind}" in names else ():
             attempt(f"visible-{kind}", target, partial(measure_visible, kind, target))
+    lock_steps = locks.QUICK_STEPS if quick else locks.FULL_STEPS
+
+    def measure_locks(kind: str, target: Target) -> None:
+        results.locks.append(locks.measure(target, kind, lock_steps))
+
+    for kind in locks.KINDS if LOCKS in names else ():
+        for target in targets:
+            if target.name != "sshfs":  # its locks hold within one mount
+                attempt(f"locks ({kind})", target, partial(measure_locks, kind, target))
     return results
 
 
@@ -138,6 +149,7 @@ def as_json(results: Results, targets: Sequence[Target], quick: bool) -> str:
                 kind: {name: asdict(seen) for name, seen in by_target.items()}
                 for kind, by_target in results.visible.items()
             },
+            "locks": [asdict(handover) for handover in results.locks],
             "memory": asdict(results.memory) if results.memory else None,
             "calls": [asdict(entry) for entry in results.calls],
             "failures": results.failures,
@@ -190,6 +202,8 @@ def run(directory: Path, names: Sequence[str], quick: bool, with_sshfs: bool, pr
             console.print(rate_table(results, targets))
         if results.visible:
             console.print(visible_table(results))
+        if results.locks:
+            console.print(locks.table(results.locks))
         if results.memory:
             console.print(memory.table(results.memory))
         if results.calls:

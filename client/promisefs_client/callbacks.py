@@ -1,4 +1,4 @@
-"""Serves a server's calls: CB.CallBack, CB.InitCallBackState3, CB.Probe.
+"""Serves a server's calls: CB.CallBack, CB.InitCallBackState3, CB.AnswerLocks, CB.Probe.
 
 Order of a break: the table changes in one step, then the kernel drops what is stale, then we acknowledge. The
 kernel may wait for a READ that waits for the server, so the acknowledgement does not wait longer than `ack_wait_s`;
@@ -8,16 +8,18 @@ the kernel work goes on, and `early_acks` counts it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.messages import (
+    AnswerLocks,
     CallBack,
     CallBackReply,
     Empty,
     InitCallBackState3,
+    LockAnswer,
     Probe,
 )
 from promisefs_protocol.transport import Reply
@@ -36,6 +38,7 @@ class CallbackService:
     def __init__(self, server: Server, ack_wait_s: float) -> None:
         self.server = server
         self.cell: Cell | None = None
+        self.on_lock_answers: Callable[[Iterable[LockAnswer]], None] = lambda answers: None
         self.ack_wait_s = ack_wait_s
         self.breaks = 0
         self.resets = 0
@@ -52,9 +55,12 @@ class CallbackService:
                 log.info("InitCallBackState3: no promise of %s holds any more", self.server.name)
                 await self.reset()
                 return Empty(), None
+            case AnswerLocks():
+                self.on_lock_answers(request.answers)
+                return Empty(), None
             case Probe():
                 return Empty(), None
-        raise Aborted(AbortCode.UNKNOWN_METHOD, "a client serves CB.CallBack, CB.InitCallBackState3 and CB.Probe")
+        raise Aborted(AbortCode.UNKNOWN_METHOD, "this is no call for a client")
 
     async def _call_back(self, request: CallBack) -> CallBackReply:
         cell = self.cell

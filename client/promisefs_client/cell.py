@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -162,6 +163,8 @@ class Cell:
         """The clock of promises and leases."""
         self.closings = Closings()
         self._telling: set[int] = set()  # volumes whose server is being told of them
+        self._dropping: Counter[int] = Counter()
+        """How often the kernel is being told to drop the pages of an inode."""
         self._nursery = nursery
 
     def start(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -300,13 +303,25 @@ class Cell:
     async def drop(self, work: list[KernelWork]) -> None:
         """Have the kernel drop this; pages it writes back meanwhile are compared with their twins."""
         twins: list[tuple[FileContents, int]] = []
-        for item in work:
-            vnode = self.table.by_ino(item.ino)
-            if item.pages and vnode is not None and vnode.contents is not None:
+        pages = [item.ino for item in work if item.pages]
+        for ino in pages:
+            vnode = self.table.by_ino(ino)
+            if vnode is not None and vnode.contents is not None:
                 twins.append((vnode.contents, vnode.contents.keep_twins()))
-        await self.kernel.drop(work)
+        self._dropping.update(pages)
+        try:
+            await self.kernel.drop(work)
+        finally:
+            self._dropping.subtract(pages)
+            for ino in pages:
+                if not self._dropping[ino]:
+                    del self._dropping[ino]
         for contents, number in twins:
             contents.forget_twins(number)
+
+    def is_dropping(self, vnode: Vnode) -> bool:
+        """Whether the kernel may still have pages that it is to drop."""
+        return vnode.ino in self._dropping
 
     # Kernel caches found stale without a break
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import uuid
+from functools import partial
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
@@ -17,6 +18,7 @@ from .cell import Cell
 from .clock import Clock
 from .errors import ExitCode, FsError, ServerUnavailable, UserError
 from .locator import Locator
+from .lock_manager import LockManager
 from .options import MountOptions, Source
 from .servers import Server
 from .session import Dial, Refused, ServerSession
@@ -97,10 +99,13 @@ class Connections:
             raise UserError(message, ExitCode.SERVER) from None
         return volume, root.entry.status
 
-    def attach(self, cell: Cell) -> None:
-        """From now on what servers call concerns the vnodes of this cell."""
+    def attach(self, cell: Cell, locks: LockManager) -> None:
+        """From now on what servers call concerns the vnodes of this cell, and they are told what is locked."""
         for service in self.callbacks:
             service.cell = cell
+            service.on_lock_answers = locks.answered
+        for server, session in self.sessions.items():
+            session.before_calls = partial(locks.reclaim, server)
 
     async def say_goodbye(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -18,6 +18,8 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
@@ -53,11 +55,13 @@ class _FileState:
         "appends",
         "appends_seen",
         "background",
+        "changing",
         "dirty_since",
         "failure",
         "fetching",
         "retry_at",
         "store_lock",
+        "unsaid",
         "vnode",
     )
 
@@ -71,6 +75,15 @@ class _FileState:
         self.background = False  # a write-behind task runs
         self.appends = 0  # made since this state is kept
         self.appends_seen = 0  # so many of them everyone has acknowledged
+        self.changing: set[trio.CancelScope] = set()  # calls under way that change the bytes at the server
+        self.unsaid = False  # bytes were thrown away with a lock, and no fsync or close has said so yet
+
+
+class LockLost(Aborted):
+    """What was to be stored was written under a lock that is lost."""
+
+    def __init__(self) -> None:
+        super().__init__(AbortCode.IO, "the lock under which it was written is lost")
 
 
 class FileStore:
@@ -80,6 +93,8 @@ class FileStore:
         self._cache = cache
         self._states: dict[Vnode, _FileState] = {}
         self.store_failures = 0
+        self.bytes_voided = 0
+        """Thrown away, since the lock under which they may have been written was lost."""
         self.files_lost = 0
         """Files that were gone at the server while bytes of theirs were not stored."""
 
@@ -103,7 +118,7 @@ class FileStore:
     def released(self, vnode: Vnode) -> None:
         """The last handle is closed: keep no more than a dirty file needs."""
         state = self._states.get(vnode)
-        busy = state is None or state.fetching or state.background or state.store_lock.locked()
+        busy = state is None or state.fetching or state.background or state.store_lock.locked() or state.unsaid
         if not busy and not vnode.opens and not vnode.is_dirty:
             del self._states[vnode]
 
@@ -285,22 +300,30 @@ class FileStore:
 
     async def _append_at_server(self, vnode: Vnode, contents: FileContents, state: _FileState, data: bytes) -> int:
         table = self._cell.table
-        async with self._cell.ask(AppendData(UNNUMBERED, vnode.fid, time.time_ns()), data) as answer:
-            entry, offset = answer.reply
-            incarnation, version = entry.status.version
-            if contents.version == (incarnation, version - 1):
-                contents.appended(offset, data, contents.version)
-                contents.advance_version(entry.status.version, entry.status.size)
-            table.install(entry, answer.mark)
-            state.appends += 1
+        request = AppendData(UNNUMBERED, vnode.fid, time.time_ns())
+        with self._voidable(state):
+            async with self._cell.ask(request, data) as answer:
+                entry, offset = answer.reply
+                incarnation, version = entry.status.version
+                if contents.version == (incarnation, version - 1):
+                    contents.appended(offset, data, contents.version)
+                    contents.advance_version(entry.status.version, entry.status.size)
+                table.install(entry, answer.mark)
+                state.appends += 1
         self._cell.drop_stale_later()
         return int(offset)
 
     async def store(self, vnode: Vnode, *, sync: bool) -> None:
-        """Store what is dirty; with `sync`, all of the file is durable after. Raise Aborted, ServerUnavailable."""
+        """Store what is dirty; with `sync`, all of the file is durable after.
+
+        Raise Aborted, ServerUnavailable, FsError.
+        """
         if vnode.lost:
             raise FsError(errno.ESTALE)  # every fsync and close says so from now on
         state = self._states.get(vnode)
+        if state is not None and state.unsaid:
+            state.unsaid = False
+            raise FsError(errno.EIO)
         if not sync and (state is None or not (vnode.is_dirty or state.appends_seen < state.appends)):
             if state is not None:
                 self._settle(state)  # what was dirty may have turned out not to be
@@ -420,6 +443,13 @@ class FileStore:
 
     async def _store_extent(self, vnode: Vnode, contents: FileContents, extent: StoreExtent, sync: bool) -> bool:
         """Return whether the server has it; if not, another client's change came before, and less of it is dirty."""
+        with self._voidable(self._state(vnode)):
+            return await self._store_extent_at_server(vnode, contents, extent, sync)
+        raise AssertionError("a voided call raises")
+
+    async def _store_extent_at_server(
+        self, vnode: Vnode, contents: FileContents, extent: StoreExtent, sync: bool
+    ) -> bool:
         cell = self._cell
         since = None if extent.since is None else FileVersion(*extent.since)
         request = StoreData(vnode.fid, extent.offset, vnode.written_ns, sync, since)
@@ -458,6 +488,38 @@ class FileStore:
                         vnode.pending_mtime_ns = vnode.written_ns = vnode.status.mtime_ns
         finally:
             self._settle(state)
+
+    # Locks that are lost
+
+    def void(self, vnode: Vnode) -> None:
+        """A lock was lost under which this file may have been written: another may have it, and have stored since.
+
+        Nothing of ours must follow: calls under way are not repeated, what is dirty is thrown away, and whoever calls
+        fsync or close next is told (EIO).
+        """
+        state = self._state(vnode)
+        if vnode.is_dirty or state.changing:
+            state.unsaid = True
+            self.bytes_voided += self.contents(vnode).dirty_bytes
+        for scope in state.changing:
+            scope.cancel()
+        self.contents(vnode).discard_dirty(0, None)
+        self._cell.drop_pages_later(vnode)
+        self._settle(state)
+
+    @contextmanager
+    def _voidable(self, state: _FileState) -> Iterator[None]:
+        """Around a call that changes the file at the server. Raise LockLost if `void` comes meanwhile."""
+        scope = trio.CancelScope()
+        state.changing.add(scope)
+        try:
+            with scope:
+                yield
+        finally:
+            state.changing.discard(scope)
+        if scope.cancelled_caught:
+            self.contents(state.vnode).discard_dirty(0, None)  # what the call carried is dirty again
+            raise LockLost
 
     def discard(self, vnode: Vnode) -> None:
         """The last handle of an unlinked file closes: nobody can ever read what is still dirty."""

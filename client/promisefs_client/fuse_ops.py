@@ -4,7 +4,7 @@ Between the last check of a promise and the return of a handler there is no awai
 the same step: so no answer computed before a break leaves after its acknowledgement.
 
 A request that is never answered hangs its process for good. So every handler has a deadline, the session's timeout,
-every exception becomes an errno (`_handler`), and nothing cancels them (`main_loop`).
+every exception becomes an errno (`handler`), and nothing cancels them (`main_loop`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .attributes import attributes_of, dot_attributes, no_such_name
 from .cell import Cell
 from .errors import FsError, ServerUnavailable
 from .filestore import FileStore
+from .lock_manager import LockManager
 from .mount_points import MountPoints
 from .namespace import Namespace, Owner
 from .privileges import keeps_privileges, mode_without_privileges
@@ -57,7 +58,7 @@ class UpcallCounter:
 UPCALLS = UpcallCounter()
 
 
-def _handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+def handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Turn every failure into an errno; anything else would end the main loop and leave the request unanswered."""
     name = function.__name__
 
@@ -126,6 +127,7 @@ class Operations(pyfuse3.Operations):
         self,
         cell: Cell,
         files: FileStore,
+        locks: LockManager,
         names: Namespace,
         mount_points: MountPoints,
         xattrs: Xattrs,
@@ -136,6 +138,7 @@ class Operations(pyfuse3.Operations):
         self._cell = cell
         self._table = cell.table
         self._files = files
+        self._locks = locks
         self._names = names
         self._mount_points = mount_points
         self._xattrs = xattrs
@@ -183,7 +186,7 @@ class Operations(pyfuse3.Operations):
 
     # Names
 
-    @_handler
+    @handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         directory = self._directory(parent_inode)
         if len(name) > MAX_NAME_BYTES:
@@ -201,7 +204,7 @@ class Operations(pyfuse3.Operations):
             if not self._table.forget(ino, count):
                 log.error("forget of inode %d: the kernel has less than %d references", ino, count)
 
-    @_handler
+    @handler
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -209,7 +212,7 @@ class Operations(pyfuse3.Operations):
         vnode = await self._names.create(directory, name, mode & ~ctx.umask, Owner(ctx.uid, ctx.gid))
         return self._entry(directory, name, vnode)
 
-    @_handler
+    @handler
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -217,7 +220,7 @@ class Operations(pyfuse3.Operations):
         vnode = await self._names.make_dir(directory, name, mode & ~ctx.umask, Owner(ctx.uid, ctx.gid))
         return self._entry(directory, name, vnode)
 
-    @_handler
+    @handler
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -227,7 +230,7 @@ class Operations(pyfuse3.Operations):
         vnode = await self._names.symlink(directory, name, target, Owner(ctx.uid, ctx.gid))
         return self._entry(directory, name, vnode)
 
-    @_handler
+    @handler
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -235,19 +238,19 @@ class Operations(pyfuse3.Operations):
         vnode = await self._names.link(self._vnode(inode), directory, new_name)
         return self._entry(directory, new_name, vnode)
 
-    @_handler
+    @handler
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         return await self._names.read_link(self._vnode(inode))
 
-    @_handler
+    @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         await self._names.remove_file(self._directory(parent_inode), name)
 
-    @_handler
+    @handler
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         await self._names.remove_dir(self._directory(parent_inode), name)
 
-    @_handler
+    @handler
     async def rename(
         self,
         parent_inode_old: int,
@@ -262,7 +265,7 @@ class Operations(pyfuse3.Operations):
 
     # Attributes
 
-    @_handler
+    @handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         vnode = self._vnode(inode)
         await self._cell.validate(vnode)
@@ -270,7 +273,7 @@ class Operations(pyfuse3.Operations):
             await show_end(self._cell, vnode)
         return self._attributes(vnode)
 
-    @_handler
+    @handler
     async def setattr(
         self,
         inode: int,
@@ -307,7 +310,7 @@ class Operations(pyfuse3.Operations):
         async with self._cell.ask(change) as answer:
             self._table.install(answer.reply.entry, answer.mark)
 
-    @_handler
+    @handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         reply, _ = await self._cell.call(GetVolumeStatus(self._table.root_fid.volume))
         data = pyfuse3.StatvfsData()
@@ -322,7 +325,7 @@ class Operations(pyfuse3.Operations):
 
     # Files
 
-    @_handler
+    @handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         vnode = await self._count_as_open(self._vnode(inode), flags)
         return self._give_handle(vnode, flags, ctx.uid)
@@ -359,7 +362,7 @@ class Operations(pyfuse3.Operations):
         self._table.open_mmaps.opened(vnode, handle)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
-    @_handler
+    @handler
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
@@ -381,10 +384,11 @@ class Operations(pyfuse3.Operations):
             raise FsError(errno.ESTALE)  # gone again, or replaced: the kernel looks once more
         return await self._count_as_open(vnode, flags)
 
-    @_handler  # pyfuse3 takes any buffer
+    @handler  # pyfuse3 takes any buffer
     async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
         file = self._open_files[fh]
         vnode = file.vnode
+        await self._locks.check(fh)
         data = await self._files.read(vnode, off, size, file.readahead)
         if len(data) < size:
             vnode.kernel_size.ended(off + len(data))
@@ -392,10 +396,11 @@ class Operations(pyfuse3.Operations):
             self._cell.start(show_end, self._cell, vnode)  # not here: the kernel has the page locked
         return data
 
-    @_handler
+    @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self._open_files[fh]
         vnode = file.vnode
+        await self._locks.check(fh)
         if not file.keeps_privileges and not current_request().from_page_cache:
             await self._drop_privileges(vnode)
         kernels_end = off + len(buf)
@@ -424,17 +429,21 @@ class Operations(pyfuse3.Operations):
         vnode.kernel_size.believes(kernels_end)
         await show_end(self._cell, vnode)
 
-    @_handler
+    @handler
     async def flush(self, fh: int) -> None:
         vnode = self._open_files[fh].vnode
         self._table.open_mmaps.flushed(vnode, fh, self._cell.now())
-        await self._files.store(vnode, sync=False)
+        try:
+            await self._files.store(vnode, sync=False)
+        finally:
+            await self._locks.flushed(vnode, current_request().lock_owner)
 
-    @_handler
+    @handler
     async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._locks.check(fh)
         await self._files.store(self._open_files[fh].vnode, sync=True)
 
-    @_handler
+    @handler
     async def release(self, fh: int) -> None:
         vnode = self._open_files[fh].vnode
         try:
@@ -446,6 +455,7 @@ class Operations(pyfuse3.Operations):
         except (Aborted, FsError, ServerUnavailable):
             return  # logged and kept by the store, which tries again; nobody reads the result of a release
         finally:
+            await self._locks.released(vnode, fh)
             file = self._open_files.pop(fh)
             vnode.read_write_opens -= file.reads_and_writes
             vnode.append_opens -= file.is_appending
@@ -455,7 +465,7 @@ class Operations(pyfuse3.Operations):
 
     # Directories
 
-    @_handler
+    @handler
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         vnode = self._vnode(inode)
         await self._cell.validate(vnode)
@@ -463,7 +473,7 @@ class Operations(pyfuse3.Operations):
         self._open_directories[handle] = _OpenDirectory(self._table.add_open(vnode))
         return handle
 
-    @_handler
+    @handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         self._cell.kernel.listings.parsed(fh)
         handle = self._open_directories[fh]
@@ -507,29 +517,29 @@ class Operations(pyfuse3.Operations):
         self._table.add_lookup(shown)
         return True
 
-    @_handler
+    @handler
     async def releasedir(self, fh: int) -> None:
         self._cell.kernel.listings.parsed(fh)
         self._cell.close_handle(self._open_directories.pop(fh).vnode)
 
-    @_handler
+    @handler
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self._files.sync_names(self._open_directories[fh].vnode)
 
     # Extended attributes
 
-    @_handler
+    @handler
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         return await self._xattrs.get(self._vnode(inode), name)
 
-    @_handler
+    @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         await self._xattrs.set(self._vnode(inode), name, value)
 
-    @_handler
+    @handler
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         return await self._xattrs.list(self._vnode(inode))
 
-    @_handler
+    @handler
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         await self._xattrs.remove(self._vnode(inode), name)

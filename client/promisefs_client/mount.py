@@ -27,15 +27,16 @@ from .filestore import FileStore
 from .fs_commands import FsCommands
 from .fs_examine import Examination
 from .fuse_extension import FuseExtension, in_effect
-from .fuse_ops import Operations
+from .fuse_ops_locks import OPERATIONS
 from .kernel import KernelCaches
+from .lock_manager import LockManager
 from .main_loop import fuse_descriptor, serve_kernel, widen_queue
 from .mount_points import MountPoints
 from .mounts import device_of
 from .namespace import Namespace
 from .notifications import FuseNotifier
 from .open_files import open_files_report
-from .options import MountOptions, Source
+from .options import LockScope, MountOptions, Source
 from .own_inodes import OwnInodes
 from .status import mount_report
 from .unmounting import is_unmounted, unmount_own
@@ -117,6 +118,7 @@ class Mount:
         self._ending = False
         self._cell: Cell | None = None
         self._files: FileStore | None = None
+        self._locks: LockManager | None = None
         self._extension: FuseExtension | None = None
 
     async def run(self, on_ready: Callable[[], None]) -> None:
@@ -154,7 +156,9 @@ class Mount:
         names = Namespace(cell)
         xattrs = Xattrs(cell)
         mount_points = MountPoints(cell, names)
-        operations = Operations(cell, files, names, mount_points, xattrs, self._initialised.set)
+        locks = self._locks = LockManager(cell, files)
+        make_operations = OPERATIONS[self._options.locks]
+        operations = make_operations(cell, files, locks, names, mount_points, xattrs, self._initialised.set)
         extension = fuse_extension.loaded()
         if extension is not None:
             extension.extend(operations)
@@ -182,7 +186,7 @@ class Mount:
         control.commands.update(FsCommands(mount_points).commands)
         control.commands.update(Examination(cell, mount_points).commands)
         try:
-            self._connections.attach(cell)
+            self._connections.attach(cell, locks)
             nursery.start_soon(control.serve)
             nursery.start_soon(self._on_signals)
             nursery.start_soon(self._announce, descriptor, device, on_ready)
@@ -253,11 +257,13 @@ class Mount:
     # Asked at the terminal
 
     async def _report(self, args: dict[str, Any]) -> dict[str, Any]:
-        assert self._cell is not None and self._files is not None
+        assert self._cell is not None and self._files is not None and self._locks is not None
         mounted_s = time.time() - self._started_at
         callbacks = self._connections.callbacks
         report = mount_report(self._cell, self._files, self._pages, callbacks, mounted_s, self._cell.now())
-        return {**report, "features": fuse_extension.features(self._extension)}
+        scope = LockScope.LOCAL if self._extension is None else self._options.locks
+        locks = {"scope": scope, "held": self._locks.held, "waiting": self._locks.waiting, "lost": self._locks.losses}
+        return {**report, "locks": locks, "features": fuse_extension.features(self._extension)}
 
     async def _mmaps(self, args: dict[str, Any]) -> dict[str, Any]:
         assert self._cell is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 from dataclasses import dataclass, replace
@@ -39,6 +40,14 @@ class Source:
         return f"{self.cell or self.servers[0]}/{self.volume}"
 
 
+class LockScope(enum.StrEnum):
+    """Among whom locks of fcntl(2) and flock(2) hold."""
+
+    CELL = "cell"
+    LOCAL = "local"
+    OFF = "off"
+
+
 @dataclass(frozen=True)
 class MountOptions:
     """`-o` options of promisefs; sizes in bytes, times in seconds."""
@@ -47,6 +56,7 @@ class MountOptions:
     timeout_s: float = 60.0
     ack_wait_s: float = 1.0
     cell_file: Path | None = None
+    locks: LockScope = LockScope.CELL
     max_idle: int = 200_000
     fuse: frozenset[str] = frozenset()
 
@@ -107,6 +117,10 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
                 if not value:
                     raise UserError("cell=FILE: the file's name is missing", ExitCode.USAGE)
                 options = replace(options, cell_file=Path(value))
+            case "locks":
+                if value not in tuple(LockScope):
+                    raise UserError(f"{item}: it is {', '.join(LockScope)}", ExitCode.USAGE)
+                options = replace(options, locks=LockScope(value))
             case _ if item in _PASSED_ON:
                 fuse.add(item)
             case _ if item in _IGNORED or item.startswith(("x-", "comment=")):

@@ -36,6 +36,8 @@ class Server:
         """For people: its address."""
         self.lease_until = 0.0
         """Its promises are worth something until then; set by the session."""
+        self.lapses = 0
+        """How often it was renewed only after it had run out."""
         self.start_id = 0
         """Of the run of the server that was met last; 0: none yet."""
         self.restored = False
@@ -48,6 +50,12 @@ class Server:
         self._broken: dict[Fid, int] = {}
         self._calls: set[int] = set()
         self._next_call = 0
+
+    def extend_lease(self, until: float, now: float) -> None:
+        """It has been renewed, if `until` is later than it was."""
+        if now >= self.lease_until:
+            self.lapses += 1
+        self.lease_until = max(self.lease_until, until)
 
     def met(self, start_id: int) -> None:
         """A run of the server was met. One that is no later than the last is of a store brought back from a backup."""

@@ -30,11 +30,13 @@ from promisefs_protocol.connection import Piece
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
     PROTOCOL_VERSION,
+    CancelLock,
     FetchData,
     FetchDirectory,
     FetchStatus,
     GetEntryByID,
     GetEntryByName,
+    GetLock,
     GetVolumeStatus,
     GetXattr,
     GiveUpAllCallBacks,
@@ -45,8 +47,10 @@ from promisefs_protocol.messages import (
     Lookup,
     Method,
     Operation,
+    ReleaseLock,
     RenewLease,
     Role,
+    SetLock,
     StoreData,
     StoreStatus,
     Sync,
@@ -94,9 +98,10 @@ _QUESTIONS = {
     GetVolumeStatus,
     GetEntryByName,
     GetEntryByID,
+    GetLock,
 }
 """Calls that change nothing."""
-_REPEATABLE = {StoreData, StoreStatus, Sync}
+_REPEATABLE = {StoreData, StoreStatus, Sync, SetLock, CancelLock, ReleaseLock}
 """Calls that may be made again, whether or not they were carried out, by who does not know that they are repeated."""
 
 UNNUMBERED = Operation(0, 0, False)
@@ -138,6 +143,9 @@ class ServerSession:
         self._next_call = 0
         self._client = client
         self._description = description
+        self.before_calls: Callable[[Peer], Awaitable[None]] = _say_nothing
+        """What has to be said on the calls connection before anything else, and when a lease that had run out goes on.
+        May raise ConnectionLost, Aborted."""
         self._on_callback = on_callback
         self._on_lease_lost = on_lease_lost
         self._dial = dial
@@ -282,6 +290,7 @@ class ServerSession:
                         await self._on_lease_lost()
                     self._extend_lease(sent_at, hello.lease_ms / 1000)
                     calls, _ = await self._introduce(Role.CALLS, _serve_nothing, nursery)
+                    await self._say_first(calls)
                 self.connects += 1
                 self._calls = calls
                 self.lost_at = None
@@ -315,6 +324,12 @@ class ServerSession:
             raise Refused(f"{self.address}: {refusal}") from None
         return peer, reply
 
+    async def _say_first(self, calls: Peer) -> None:
+        try:
+            await self.before_calls(calls)
+        except ConnectionLost:
+            raise ConnectionResetError(f"{self.address} closed the connection") from None
+
     def _check_store(self, store: bytes) -> None:
         if self._store not in (None, store):
             raise Refused(f"{self.address} serves another store now: unmount, or bring the old one back")
@@ -333,7 +348,10 @@ class ServerSession:
                     await callbacks.call(RenewLease())
             except (ConnectionLost, trio.TooSlowError):
                 return
+            lapses = self.server.lapses
             self._extend_lease(sent_at, self.lease_s)
+            if lapses != self.server.lapses:
+                await self._say_first(calls)
 
     @staticmethod
     async def _sleep_until_closed(callbacks: Peer, calls: Peer, seconds: float) -> None:
@@ -358,7 +376,7 @@ class ServerSession:
 
     def _extend_lease(self, sent_at: float, lease_s: float) -> None:
         self.lease_s = lease_s
-        self.server.lease_until = max(self.server.lease_until, sent_at + lease_s * TRUSTED_SHARE)
+        self.server.extend_lease(sent_at + lease_s * TRUSTED_SHARE, self._now())
         self._lease_began.set()
 
     async def watch_lease(self) -> None:
@@ -382,6 +400,10 @@ class ServerSession:
                     await calls.call(GiveUpAllCallBacks())
                 except (ConnectionLost, Aborted) as error:
                     log.info("goodbye to %s: %s", self.address, error)
+
+
+async def _say_nothing(calls: Peer) -> None:
+    """There is nothing that could have been lost."""
 
 
 async def _serve_nothing(request: Any, bulk: bytes | None) -> Reply:

@@ -3,8 +3,9 @@
 Times are in seconds, sizes in bytes; counters count from the mount's beginning. Of coherency tell: `early_acks`, breaks
 and resets that were acknowledged before the kernel had dropped everything (`overdue`: those for which it has not yet);
 `leases_lost`; `timeouts`, operations that failed because a server was away; `store_failures`, stores that failed and
-are tried again; `files_lost`, files whose last bytes had no place to go to. `closes_owed`: removed files that were
-closed here, which a server still keeps until it can be told.
+are tried again; `files_lost`, files whose last bytes had no place to go to; `bytes_voided`, bytes that were thrown away
+since the lock under which they were written was lost. `closes_owed`: removed files that were closed here, which a
+server still keeps until it can be told.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def mount_report(
         "dirty_files": files.dirty_files,
         "store_failures": files.store_failures,
         "files_lost": files.files_lost,
+        "bytes_voided": files.bytes_voided,
         "closes_owed": len(cell.closings),
         **{name: _total(servers, name) for name in _SUMMED},
         "kernel_epochs": cell.kernel.has_epochs,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from promisefs_client.clock import Clock
 from promisefs_client.contents import PageCache
 from promisefs_client.errors import ServerUnavailable
 from promisefs_client.filestore import FileStore
-from promisefs_client.fuse_ops import Operations
+from promisefs_client.fuse_ops_locks import CellLocks
 from promisefs_client.kernel import KernelCaches
 from promisefs_client.locator import Locator
+from promisefs_client.lock_manager import LockManager
 from promisefs_client.mount_points import MountPoints
 from promisefs_client.namespace import Namespace
 from promisefs_client.readahead import Readahead
@@ -138,7 +140,8 @@ class ClientMount:
         self.files: FileStore
         self.names: Namespace
         self.mount_points: MountPoints
-        self.operations: Operations
+        self.locks: LockManager
+        self.operations: CellLocks
         """Handlers, as the kernel would call them."""
 
     async def _dial_server(self, address: Address) -> trio.abc.Stream:
@@ -163,8 +166,11 @@ class ClientMount:
         self.files = FileStore(self.cell, self.pages, self.session.timeout_s)
         self.names = Namespace(self.cell)
         self.mount_points = MountPoints(self.cell, self.names)
-        self.operations = Operations(
-            self.cell, self.files, self.names, self.mount_points, Xattrs(self.cell), lambda: None
+        self.locks = LockManager(self.cell, self.files)
+        self.callbacks.on_lock_answers = self.locks.answered
+        self.session.before_calls = partial(self.locks.reclaim, self.session.server)
+        self.operations = CellLocks(
+            self.cell, self.files, self.locks, self.names, self.mount_points, Xattrs(self.cell), lambda: None
         )
 
     def _references(self, ino: int) -> int:
@@ -208,6 +214,7 @@ class ClientMount:
     def check_invariants(self) -> None:
         self.table.check_invariants()
         self.pages.check_invariants()
+        self.locks.check_invariants()
         for vnode in self.table:
             if vnode.contents is not None:
                 vnode.contents.check_invariants()

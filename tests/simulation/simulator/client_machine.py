@@ -12,6 +12,7 @@ from promisefs_client.contents import PageCache
 from promisefs_client.filestore import FileStore
 from promisefs_client.fuse_ops import Operations
 from promisefs_client.kernel import KernelCaches
+from promisefs_client.lock_manager import LockManager
 from promisefs_client.mount_points import MountPoints
 from promisefs_client.namespace import Namespace
 from promisefs_client.options import MountOptions, Source
@@ -162,11 +163,12 @@ class ClientMachine:
         self.files = FileStore(cell, self.cache, self._options.timeout_s)
         names = Namespace(cell)
         self.mount_points = MountPoints(cell, names)
-        operations = Operations(cell, self.files, names, self.mount_points, Xattrs(cell), lambda: None)
+        locks = LockManager(cell, self.files)
+        operations = Operations(cell, self.files, locks, names, self.mount_points, Xattrs(cell), lambda: None)
         self.core = notifier.core = KernelCore(self.world, self.now, operations, nursery)
         self.pages = notifier.pages = PageCacheModel(self.core)
         self.names = DentryCacheModel(self.core, self.pages)
-        connections.attach(cell)
+        connections.attach(cell, locks)
         cell.kernel.initialised()
         table.names_can_be_dropped = cell.kernel.has_epochs
         for server in connections.sessions:
