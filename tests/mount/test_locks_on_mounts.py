@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from asking import status_of
 from outsider import Outsider
 from promisefs_client.fuse_extension import SWITCH
 
@@ -159,6 +160,20 @@ def test_a_circle_of_waiting_is_refused(cell: View) -> None:
         assert b.do("lock(EX)") == "EDEADLOCK"  # the same number
         assert b.do("lock(UN, name='g')") == "locked"
         assert a.answer(5) == "locked"
+
+
+# Options
+
+
+@pytest.mark.parametrize(("scope", "second"), [("cell", "EAGAIN"), ("local", "locked"), ("off", "ENOLCK")])
+def test_among_whom_locks_hold(make_cell: MakeCell, scope: str, second: str) -> None:
+    cell = make_cell(mount_options=f"locks={scope}")
+    with Locker(cell.mountpoint("m1") / "f") as a, Locker(cell.mountpoint("m2") / "f") as b:
+        first = "ENOLCK" if scope == "off" else "locked"
+        assert a.do("[lock(EX | NB), flock(EX | NB)]") == [first] * 2
+        assert b.do("[lock(EX | NB), flock(SH | NB)]") == [second] * 2
+        told = status_of(cell.mountpoint("m1"))["locks"]
+        assert told == {"scope": scope, "held": 2 if scope == "cell" else 0, "waiting": 0, "lost": 0}
 
 
 # Signals
