@@ -283,6 +283,8 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         vnode = self._vnode(inode)
+        if fh is not None:
+            await self._locks.check(fh)
         mode = attr.st_mode if fields.update_mode else None
         if fields.update_size and mode is None and not keeps_privileges(ctx.uid):
             mode = mode_without_privileges(vnode.status.mode)
