@@ -23,7 +23,9 @@ from promisefs_protocol.messages import (
     AppendData,
     Break,
     Changed,
+    CopyRange,
     CreateFile,
+    Fallocate,
     FetchStatus,
     GetVolumeStatus,
     GiveUpCallBacks,
@@ -63,6 +65,8 @@ MUTATIONS = (
     StoreData,
     AppendData,
     StoreStatus,
+    Fallocate,
+    CopyRange,
     SetXattr,
     RemoveXattr,
     CreateFile,
@@ -229,7 +233,7 @@ class Cell:
             server.end_call(mark)
             if not isinstance(error, Aborted):
                 if isinstance(request, MUTATIONS):
-                    self._forget_changed(server, request)
+                    self.forget_changed(server, request)
             elif error.code in (AbortCode.VMOVED, AbortCode.VNOVOL):
                 self._lose_location(volume)
                 raise _NotThere(error.code, error.message) from None
@@ -253,7 +257,7 @@ class Cell:
             self.kernel.drop_every_name()
         self.start(self.drop, urgent + rest)
 
-    def _forget_changed(self, server: Server, request: Any) -> None:
+    def forget_changed(self, server: Server, request: Any) -> None:
         """A change may or may not have been made, and the server breaks no promise of who made it: do it ourselves."""
         changed = Changed.STATUS | Changed.DATA
         work, _ = self.table.break_promises(server, [Break(fid, changed, 0) for fid in fids_of(request)])

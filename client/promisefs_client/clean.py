@@ -146,6 +146,12 @@ class CleanBytes:
                         self._cache.replace(parts[index], parts[index].data[:keep_bytes])
         self.size = size
 
+    def forget(self, start: int, end: int) -> None:
+        """Forget whatever has bytes of the range."""
+        for unit, parts in ((BLOCK_BYTES, self._blocks), (PAGE_BYTES, self._pages)):
+            for index in [i for i in parts if i * unit < end and start < (i + 1) * unit]:
+                self._cache.remove(parts[index])
+
     def drop(self) -> None:
         """Forget everything."""
         self.version = None

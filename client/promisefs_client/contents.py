@@ -150,6 +150,16 @@ class FileContents:
         if self.version is None or version >= self.version:
             self._clean.resize(size)
 
+    def overwritten(self, start: int, end: int) -> None:
+        """This client had the server change these bytes. What is dirty of them was written while it did, and goes.
+
+        The version that it made is for `advance_version` or `set_version` in the same step. Nothing of the range is
+        in storing.
+        """
+        self.fill_epoch += 1
+        self.discard_dirty(start, end)
+        self._clean.forget(start, end)
+
     def forget(self) -> None:
         """Give all memory back, because the vnode goes. Nothing may be dirty: store or discard it first."""
         assert not self.is_dirty, "forgetting these contents would lose writes"

@@ -18,8 +18,8 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
@@ -339,6 +339,27 @@ class FileStore:
         except (Aborted, ServerUnavailable) as error:
             self._failed(state, error)
             raise
+        finally:
+            self._settle(state)
+
+    @asynccontextmanager
+    async def stored(self, vnode: Vnode) -> AsyncIterator[FileContents]:
+        """Within the context the server has what was dirty when it was entered, and nothing else is stored or cut.
+
+        Entering raises Aborted, ServerUnavailable, FsError.
+        """
+        if vnode.lost:
+            raise FsError(errno.ESTALE)
+        contents, state = self.contents(vnode), self._state(vnode)
+        try:
+            async with Promptly(state.store_lock):
+                try:
+                    await self._store_dirty(state, sync=False)
+                except (Aborted, ServerUnavailable) as error:
+                    self._failed(state, error)
+                    raise
+                self._cell.table.stores_done(vnode)
+                yield contents
         finally:
             self._settle(state)
 

@@ -30,6 +30,7 @@ from .lock_manager import LockManager
 from .mount_points import MountPoints
 from .namespace import Namespace, Owner
 from .privileges import keeps_privileges, mode_without_privileges
+from .ranges import Ranges
 from .readahead import Readahead
 from .requests import Interrupted, current_request, handling
 from .resizing import correct_size, show_end
@@ -139,6 +140,7 @@ class Operations(pyfuse3.Operations):
         self._table = cell.table
         self._files = files
         self._locks = locks
+        self._ranges = Ranges(cell, files)
         self._names = names
         self._mount_points = mount_points
         self._xattrs = xattrs

@@ -12,10 +12,11 @@ from promisefs_protocol.locks import WHOLE_FILE, Lock, LockOwner
 from .errors import FsError
 from .file_lock import FileLock, LockKind
 from .fuse_ops import Operations, handler
+from .fuse_ops_ranges import RangeHandlers
 from .options import LockScope
 
 
-class CellLocks(Operations):
+class CellLocks(RangeHandlers):
     """They hold among all mounts of the cell."""
 
     @handler
@@ -40,7 +41,7 @@ class CellLocks(Operations):
             await self._locks.set(vnode, fh, owner, Lock(lock.kind, lock.start, lock.end, lock.pid), wait=wait)
 
 
-class NoLocks(Operations):
+class NoLocks(RangeHandlers):
     """There are none: whoever asks for one is told so."""
 
     @handler
@@ -58,6 +59,6 @@ class NoLocks(Operations):
 
 OPERATIONS: dict[LockScope, type[Operations]] = {
     LockScope.CELL: CellLocks,
-    LockScope.LOCAL: Operations,
+    LockScope.LOCAL: RangeHandlers,
     LockScope.OFF: NoLocks,
 }

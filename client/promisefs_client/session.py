@@ -31,6 +31,8 @@ from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
     PROTOCOL_VERSION,
     CancelLock,
+    CopyRange,
+    Fallocate,
     FetchData,
     FetchDirectory,
     FetchStatus,
@@ -50,6 +52,7 @@ from promisefs_protocol.messages import (
     ReleaseLock,
     RenewLease,
     Role,
+    Seek,
     SetLock,
     StoreData,
     StoreStatus,
@@ -93,6 +96,7 @@ _QUESTIONS = {
     Lookup,
     FetchDirectory,
     FetchData,
+    Seek,
     GetXattr,
     ListXattrs,
     GetVolumeStatus,
@@ -101,7 +105,7 @@ _QUESTIONS = {
     GetLock,
 }
 """Calls that change nothing."""
-_REPEATABLE = {StoreData, StoreStatus, Sync, SetLock, CancelLock, ReleaseLock}
+_REPEATABLE = {StoreData, StoreStatus, Fallocate, CopyRange, Sync, SetLock, CancelLock, ReleaseLock}
 """Calls that may be made again, whether or not they were carried out, by who does not know that they are repeated."""
 
 UNNUMBERED = Operation(0, 0, False)

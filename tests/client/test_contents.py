@@ -289,6 +289,33 @@ def test_a_truncation_that_another_client_overtook_cuts_nothing_that_is_newer() 
     assert file.read(0, 5, 5) == b"ab\0de"
 
 
+def test_what_the_server_overwrote_for_us_is_fetched_again() -> None:
+    size = 3 * BLOCK_BYTES
+    file = filled(b"x" * size)
+    file.write(BLOCK_BYTES - 10, b"dirty" * 4)
+    epoch = file.fill_epoch
+    file.overwritten(BLOCK_BYTES, 2 * BLOCK_BYTES)
+    file.advance_version(V2, size)
+    assert file.missing(0, size) == [1]
+    assert file.read(BLOCK_BYTES - 10, 10, size) == b"dirtydirty" and file.dirty_bytes == 10
+    assert not file.fill(1, b"x" * BLOCK_BYTES, epoch, V2), "fetched before"
+    assert file.fill(1, bytes(BLOCK_BYTES), file.fill_epoch, V2)
+    file.check_invariants()
+
+
+def test_pages_that_the_server_overwrote_for_us_are_no_bases() -> None:
+    file = make(BLOCK_BYTES)
+    file.write(0, b"x" * 2 * PAGE_BYTES)
+    extent = file.begin_store(STORE_BYTES)
+    assert extent
+    file.advance_version(V2, BLOCK_BYTES)
+    file.stored(extent, V2, V1)
+    file.overwritten(0, PAGE_BYTES)
+    assert file.read(0, 1, BLOCK_BYTES) is None
+    assert file.read(PAGE_BYTES, 1, BLOCK_BYTES) == b"x"
+    file.check_invariants()
+
+
 def test_a_write_during_a_store_stays_dirty() -> None:
     file = make()
     file.write(0, b"aaaa")

@@ -191,6 +191,25 @@ class Contents(RuleBasedStateMachine):
         else:
             self.file.set_version((0, self.server.version), size)
 
+    @precondition(lambda self: self.before_foreign is None)
+    @rule(start=offsets, length=lengths)
+    def overwrite(self, start: int, length: int) -> None:
+        """The server makes a hole for us. The caller lets stores end first."""
+        end = min(start + length, len(self.server.data))
+        if start >= end or any(store.extent.offset < end and start < store.extent.end for store in self.stores):
+            return
+        before = self.server.version
+        self.server.put(start, bytes(end - start))
+        self.server.commit()
+        for i in [i for i in self.dirty if start <= i < end]:
+            del self.dirty[i]
+        known = self.label()
+        self.file.overwritten(start, end)
+        if known == before:
+            self.file.advance_version((0, self.server.version), self.server.told_size)
+        else:
+            self.file.set_version((0, self.server.version), self.server.told_size)
+
     @rule(start=offsets, length=st.one_of(st.none(), lengths))
     def discard(self, start: int, length: int | None) -> None:
         end = None if length is None else start + length
