@@ -359,7 +359,8 @@ class FileStore:
                     self._failed(state, error)
                     raise
                 self._cell.table.stores_done(vnode)
-                yield contents
+                with self._voidable(state):
+                    yield contents
         finally:
             self._settle(state)
 
@@ -501,12 +502,13 @@ class FileStore:
         state = self._state(vnode)
         try:
             async with Promptly(state.store_lock):
-                async with cell.ask(change) as answer:
-                    entry = answer.reply.entry
-                    cell.table.install_own_data(entry, answer.mark)
-                    contents.truncate(change.size, entry.status.version)
-                    if vnode.is_dirty:  # it counts as a write, and what is stored later must not undo its time
-                        vnode.pending_mtime_ns = vnode.written_ns = vnode.status.mtime_ns
+                with self._voidable(state):
+                    async with cell.ask(change) as answer:
+                        entry = answer.reply.entry
+                        cell.table.install_own_data(entry, answer.mark)
+                        contents.truncate(change.size, entry.status.version)
+                        if vnode.is_dirty:  # it counts as a write, and what is stored later must not undo its time
+                            vnode.pending_mtime_ns = vnode.written_ns = vnode.status.mtime_ns
         finally:
             self._settle(state)
 

@@ -19,8 +19,17 @@ from promisefs_client.held_locks import HeldLocks
 from promisefs_client.namespace import Owner
 from promisefs_client.requests import Request, handling
 from promisefs_client.vnode import Vnode
+from promisefs_protocol.abort import Aborted
 from promisefs_protocol.locks import Lock
-from promisefs_protocol.messages import CancelLock, ExtendLock, StoreData
+from promisefs_protocol.messages import (
+    AppendData,
+    CancelLock,
+    ExtendLock,
+    Fallocate,
+    FallocateMode,
+    StoreData,
+    StoreStatus,
+)
 from promisefs_server.lock_table import Owner as TableOwner
 from server_cell import running_cell
 
@@ -81,7 +90,7 @@ class Doing:
     async def run(self, awaitable: Any) -> None:
         try:
             await awaitable
-        except pyfuse3.FUSEError as error:
+        except (pyfuse3.FUSEError, Aborted) as error:
             self.errno = error.errno
         self.done = True
 
@@ -370,22 +379,34 @@ async def test_a_lost_lock_is_never_assumed(world: World, caplog: pytest.LogCapt
     assert "locks are lost" in caplog.text
 
 
-async def test_a_store_under_way_is_not_repeated_when_its_lock_is_lost(world: World) -> None:
+@pytest.mark.parametrize("change", [StoreData, StoreStatus, AppendData, Fallocate])
+async def test_a_change_under_way_is_not_repeated_when_its_lock_is_lost(world: World, change: type) -> None:
     a, b = await pair(world)
+    await b.write(b"stored")
+    await b.flush()
     await a.lock()
-    await a.write(b"old")
-    hold = a.mount.session.hold_before[StoreData] = trio.Event()
-    async with doing(a.flush()) as flush:
-        assert not flush.done
+    files, vnode, hold = a.mount.files, a.vnode, a.mount.session.hold_before
+    if change is StoreData:
+        await a.write(b"old")
+        doer = a.flush()
+    elif change is StoreStatus:
+        doer = files.truncate(vnode, StoreStatus(vnode.fid, None, None, None, 0, None, None))
+    elif change is AppendData:
+        doer = files.append(vnode, b"more")
+    else:
+        doer = a.mount.operations.fallocate(vnode.ino, a.handle, int(FallocateMode.ZERO_RANGE), 0, 6)
+    hold[change] = trio.Event()
+    async with doing(doer) as doing_it:
+        assert not doing_it.done
         await cut_off(a.mount)
-        hold.set()  # from here on it waits for the server
+        hold[change].set()  # from here on it waits for the server
         await settled()
         a.mount.session.server.lease_until = 0.0
         end_lease(world, a.mount)
         await b.lock()
         await reconnect(world, a.mount)
-        assert flush.done and flush.errno == errno.EIO
-    assert await b.read() == b""
+        assert doing_it.done and doing_it.errno == errno.EIO
+    assert await b.read() == b"stored"
 
 
 async def test_read_locks_that_are_lost_take_no_bytes_with_them(world: World) -> None:
