@@ -8,8 +8,11 @@ import mmap
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +22,7 @@ from promisefs_client.fuse_extension import SWITCH
 from promisefs_protocol.messages import FallocateMode
 
 if TYPE_CHECKING:
-    from conftest import View
+    from conftest import MakeCell, View
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -186,6 +189,104 @@ def test_without_the_extension(cell: View) -> None:
         assert os.copy_file_range(fd, fd, PAGE, 0, 2 * PAGE) == PAGE
 
 
+class Busy:
+    """Threads that do something again and again while the context lasts; none of them may fail."""
+
+    def __init__(self, *work: Callable[[], object]) -> None:
+        self._stop = threading.Event()
+        self._failures: list[BaseException] = []
+        self._threads = [threading.Thread(target=self._run, args=(each,)) for each in work]
+
+    def _run(self, work: Callable[[], object]) -> None:
+        try:
+            while not self._stop.is_set():
+                work()
+        except BaseException as failure:
+            self._failures.append(failure)
+
+    def __enter__(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        assert not self._failures, self._failures
+
+
+@extended
+@pytest.mark.parametrize("how", ["punch", "truncate"])
+def test_nothing_stale_reappears_under_reads_and_faults(cell: View, how: str) -> None:
+    """Readers on both mounts fetch, fault and drop the very pages whose bytes go."""
+    size, hole = 96 * PAGE, slice(10 * PAGE + 100, 90 * PAGE - 100)
+    where = hole if how == "punch" else slice(hole.start, size)
+    (cell.a / "f").write_bytes(bytes(size))
+    with (
+        opened(cell.a / "f", os.O_WRONLY) as fd,
+        opened(cell.a / "f", os.O_RDONLY) as here,
+        opened(cell.b / "f", os.O_RDONLY) as there,
+        mmap.mmap(here, size, prot=mmap.PROT_READ) as here_mapped,
+        mmap.mmap(there, size, prot=mmap.PROT_READ) as there_mapped,
+    ):
+
+        def drop(reader: int) -> None:
+            os.posix_fadvise(reader, 0, 0, os.POSIX_FADV_DONTNEED)
+            time.sleep(0.002)
+
+        work = [partial(os.pread, reader, size, 0) for reader in (here, there)]
+        work += [partial(drop, reader) for reader in (here, there)]
+        if how == "punch":  # a file that is cut has nothing to map
+            work += [lambda m=mapping: sum(m[::PAGE]) for mapping in (here_mapped, there_mapped)]
+        with Busy(*work):
+            for number in range(1, 41):
+                data = bytes([number]) * size
+                os.pwrite(fd, data, 0)
+                os.fsync(fd)
+                if how == "punch":
+                    fallocate(fd, PUNCH, hole.start, hole.stop - hole.start)
+                else:
+                    os.ftruncate(fd, hole.start)
+                    os.ftruncate(fd, size)
+                expected = data[: where.start] + bytes(where.stop - where.start) + data[where.stop :]
+                for _ in range(2):
+                    assert os.pread(here, size, 0) == expected, number
+                    assert os.pread(there, size, 0) == expected, number
+                    assert here_mapped[:] == expected, number
+                    assert there_mapped[:] == expected, number
+                    time.sleep(0.005)
+
+
+@extended
+def test_what_is_stored_beside_a_hole_brings_nothing_back(cell: View) -> None:
+    """A process stores into the pages of the hole's ends all the time, and they are written back."""
+    size, start, stop = 4 * PAGE, PAGE // 2, 3 * PAGE + PAGE // 2
+    (cell.a / "f").write_bytes(bytes(size))
+    counter = 0
+    with opened(cell.a / "f") as fd, opened(cell.b / "f", os.O_RDONLY) as there, mmap.mmap(fd, size) as mapping:
+
+        def store() -> None:
+            nonlocal counter
+            counter = (counter + 1) % 256
+            mapping[start - 1] = mapping[stop] = counter
+            if counter % 8 == 0:
+                mapping.flush()
+
+        for number in range(1, 41):
+            mapping[start:stop] = bytes([number]) * (stop - start)
+            mapping.flush()
+            with Busy(store):
+                time.sleep(0.002)
+                fallocate(fd, PUNCH, start, stop - start)
+                assert mapping[start:stop] == bytes(stop - start), number
+                time.sleep(0.002)
+            last = counter
+            mapping.flush()
+            for found in (os.pread(there, size, 0), os.pread(fd, size, 0), mapping[:]):
+                assert found[start:stop] == bytes(stop - start), number
+                assert found[start - 1] == found[stop] == last, number
+
+
 # Copies
 
 
@@ -266,3 +367,19 @@ def test_holes_survive_cp_and_tar(cell: View, tmp_path: Path) -> None:
             assert (view / name).read_bytes() == content, name
             assert (view / name).stat().st_blocks * 512 < MIB, name
     shutil.rmtree(cell.a / "unpacked")
+
+
+@extended
+def test_cp_to_another_volume(make_cell: MakeCell) -> None:
+    running = make_cell()
+    running.create_volume("other")
+    mountpoint = running.mountpoint("m1")
+    running.mount_volume(mountpoint / "there", "other")
+    content = os.urandom(MIB + 5)
+    (mountpoint / "f").write_bytes(content)
+    subprocess.run(["cp", mountpoint / "f", mountpoint / "there" / "f"], check=True)
+    assert (mountpoint / "there" / "f").read_bytes() == content
+    with opened(mountpoint / "f", os.O_RDONLY) as source, opened(mountpoint / "there" / "f") as target:
+        assert os.copy_file_range(source, target, 100, 1, 0) == 100
+        assert os.pread(target, 100, 0) == content[1:101]
+    assert "FS.CopyRange" not in calls(mountpoint)
