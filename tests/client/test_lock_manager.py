@@ -459,6 +459,27 @@ async def test_locks_survive_a_restart(tmp_path: Path, clean: bool) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_later_run_is_not_asked_for_a_lock_that_an_earlier_one_may_have_given_away(tmp_path: Path) -> None:
+    """It waits for this client to say what it held, and could not know."""
+    async with trio.open_nursery() as nursery:
+        async with running_cell(tmp_path / "store", clean=False) as server:
+            mount = ClientMount(server, ack_wait_s=1.0, timeout_s=30.0, now=trio.current_time)
+            await mount.connect(nursery)
+            process = await open_on(mount)
+            await process.lock()
+            mount.server = None
+        mount.session.server.lease_until = 0.0
+        async with running_cell(tmp_path / "store") as server:
+            mount.server = server
+            await connected(mount)
+            assert mount.locks.losses == 1 and not server.server.lock_keeper.table.files()
+            with refused(errno.EIO):
+                await process.write(b"x")
+            mount.check_invariants()
+            mount.server = None
+        nursery.cancel_scope.cancel()
+
+
 def key(process: Process) -> int:
     fid = process.vnode.fid
     return fid.volume << 40 | fid.vnode

@@ -58,6 +58,28 @@ def test_locks_of_a_mount_that_is_killed_pass_on_after_its_lease(make_cell: Make
         mounts.force_unmount(mount)
 
 
+@pytest.mark.allow_log(r"locks are lost")
+def test_a_mount_that_does_not_run_loses_its_locks_and_finds_out(make_cell: MakeCell) -> None:
+    cell = make_cell(server_options=LEASE)
+    with Locker(cell.mountpoint("m1") / "f") as a, Locker(cell.mountpoint("m2") / "f") as b:
+        assert a.do("lock(EX)") == "locked"
+        b.tell("lock(EX)")
+        assert not b.has_answered(0.2)
+        stopped = cell.mounts["m1"].pid
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            assert b.answer(LEASE_S + SLACK_S) == "locked"
+            b.do("os.pwrite(fds['f'], b'b', 0)")
+            a.tell("os.pwrite(fds['f'], b'a', 0)")
+            time.sleep(0.2)
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        assert a.error(COMES_BACK_S) == "EIO"
+        assert b.do("lock(UN)") == "locked"
+        assert a.do("lock(UN)") == "locked" and a.do("lock(SH)") == "locked"
+        assert a.do("os.pread(fds['f'], 1, 0)") == b"b"
+
+
 @pytest.mark.allow_log(r"locks are lost", r"StoreData")
 @pytest.mark.alone
 def test_who_is_cut_off_loses_its_locks_and_knows(make_network_cell: MakeNetworkCell) -> None:
