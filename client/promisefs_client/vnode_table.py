@@ -226,7 +226,7 @@ class VnodeTable:
         for item in breaks:
             vnode = self._by_fid.get(item.fid)
             if vnode is None:
-                if item.changed & Changed.DELETED and self._creating:
+                if item.changed & Changed.DELETED and self._creating and self.volumes.get(item.fid.volume):
                     still_open.append(item.fid)  # it may be the file whose creation is under way
                     self._claimed.add(item.fid)
                 continue

@@ -353,6 +353,14 @@ def test_a_break_of_an_unknown_file_during_a_creation_claims_it(table: VnodeTabl
     assert created.deleted and created.kept
 
 
+def test_a_break_in_a_volume_that_is_not_known_claims_nothing(server: Server, table: VnodeTable) -> None:
+    """Nothing is created there; and nobody could be told that it is not open after all."""
+    table.begin_create()
+    deleted = Break(Fid(2, 2, 7), Changed.DELETED, 1, 0)
+    assert table.break_promises(server, [deleted])[1] == []
+    assert table.end_create(None) == []
+
+
 def test_the_kernel_may_keep_no_name_that_it_could_not_be_made_to_forget(table: VnodeTable) -> None:
     directory = directory_with(table, {b"a": FILE})
     assert table.name_remaining_s(directory, b"a", FILE, 0.0) > 0.0

@@ -118,6 +118,12 @@ class ClientMachine:
         """The machine's clock."""
         return self.world.now_s * self._rate
 
+    @property
+    def calm(self) -> bool:
+        """It is connected, and nothing is left that it could not store before."""
+        connected = all(session.connected for session in self.connections.sessions.values())
+        return connected and not self.files.dirty_files
+
     def crash(self) -> None:
         """The machine is gone, with all that its kernel and its processes knew."""
         self.alive = False

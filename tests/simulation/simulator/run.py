@@ -130,8 +130,8 @@ class Cell:
                 server.server.check_store_invariants()
 
     async def _settle(self) -> None:
-        """Wait until nothing is dirty any more, what could not be stored before included, and all is calm."""
-        while any(client.alive and client.files.dirty_files for client in self.clients):  # noqa: ASYNC110 (simulated)
+        """Wait until all have found their servers again, nothing is dirty any more, and all is calm."""
+        while any(client.alive and not client.calm for client in self.clients):  # noqa: ASYNC110 (simulated)
             await trio.sleep(SETTLE_S)
         await trio.sleep(SETTLE_S)
 
