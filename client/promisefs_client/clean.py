@@ -147,10 +147,15 @@ class CleanBytes:
         self.size = size
 
     def forget(self, start: int, end: int) -> None:
-        """Forget whatever has bytes of the range."""
-        for unit, parts in ((BLOCK_BYTES, self._blocks), (PAGE_BYTES, self._pages)):
-            for index in [i for i in parts if i * unit < end and start < (i + 1) * unit]:
-                self._cache.remove(parts[index])
+        """Forget these bytes. Of blocks that have some of them, the pages that have none are kept."""
+        for index in [i for i in self._blocks if i * BLOCK_BYTES < end and start < (i + 1) * BLOCK_BYTES]:
+            block = self._blocks[index]
+            self._cache.remove(block)
+            for at in range(0, len(block.data), PAGE_BYTES):
+                page = (index * BLOCK_BYTES + at) // PAGE_BYTES
+                self._cache.add(CleanBlock(self._pages, page, block.data[at : at + PAGE_BYTES]))
+        for page in [p for p in self._pages if p * PAGE_BYTES < end and start < (p + 1) * PAGE_BYTES]:
+            self._cache.remove(self._pages[page])
 
     def drop(self) -> None:
         """Forget everything."""

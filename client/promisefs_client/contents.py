@@ -150,12 +150,14 @@ class FileContents:
         if self.version is None or version >= self.version:
             self._clean.resize(size)
 
-    def overwritten(self, start: int, end: int) -> None:
+    def overwritten(self, start: int, end: int, *, keep_twins: bool = False) -> None:
         """This client had the server change these bytes. What is dirty of them was written while it did, and goes.
 
         The version that it made is for `advance_version` or `set_version` in the same step. Nothing of the range is
-        in storing.
+        in storing. `keep_twins` as in `drop_clean`.
         """
+        if keep_twins:
+            self.keep_twins()
         self.fill_epoch += 1
         self.discard_dirty(start, end)
         self._clean.forget(start, end)

@@ -41,14 +41,11 @@ class Ranges:
         zeros = bool(mode & (FallocateMode.PUNCH_HOLE | FallocateMode.ZERO_RANGE))
         request = Fallocate(vnode.fid, mode, offset, length)
         async with self._files.stored(vnode) as contents:
-            twins = zeros and self._keep_twins(vnode, contents)
             async with self._ask(vnode, request) as answer:
                 if zeros:
-                    contents.overwritten(offset, offset + length)
+                    self._overwritten(vnode, contents, offset, offset + length)
                 self._changed(vnode, contents, answer)
             made = answer.reply.entry.status.version
-        if twins:
-            self._cell.drop_pages_later(vnode)
         if zeros:
             self._cell.start(self._watch_edges, vnode, made)
         if not mode & FallocateMode.KEEP_SIZE:
@@ -92,23 +89,19 @@ class Ranges:
             raise FsError(errno.EOPNOTSUPP)
         request = CopyRange(vnode.fid, offset, source.fid, source_offset, length)
         async with self._files.stored(vnode) as contents:
-            twins = self._keep_twins(vnode, contents)
             async with self._ask(vnode, request) as answer:
                 copied: int = answer.reply.copied
-                contents.overwritten(offset, offset + copied)
+                self._overwritten(vnode, contents, offset, offset + copied)
                 self._changed(vnode, contents, answer)
-        if twins:
-            self._cell.drop_pages_later(vnode)
         vnode.kernel_size.reaches(offset + copied)
         return copied
 
-    @staticmethod
-    def _keep_twins(vnode: Vnode, contents: FileContents) -> bool:
-        """Before the change: return whether the kernel's pages are to be dropped after it, which ends their use."""
+    def _overwritten(self, vnode: Vnode, contents: FileContents, start: int, end: int) -> None:
+        """In the step that takes the reply in."""
         may_be_written_back = vnode.kernel_pages and vnode.read_write_opens > 0
+        contents.overwritten(start, end, keep_twins=may_be_written_back)
         if may_be_written_back:
-            contents.keep_twins()
-        return may_be_written_back
+            self._cell.drop_pages_later(vnode)  # which ends the use of the twins
 
     @asynccontextmanager
     async def _ask(self, vnode: Vnode, request: Any) -> AsyncIterator[Answer]:

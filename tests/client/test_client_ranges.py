@@ -104,15 +104,21 @@ async def test_room_that_is_reserved(world: World, mount: ClientMount) -> None:
     assert len(mount.session.sent_of(FetchData)) == 1, "the bytes are as they were"
 
 
-async def test_a_page_written_back_late_brings_nothing_back(world: World, mount: ClientMount) -> None:
-    """It was stored into beside the hole, before the kernel made the hole's bytes in it zeros."""
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_a_page_written_back_late_brings_nothing_back(world: World, mount: ClientMount, when: str) -> None:
+    """It was read before or meanwhile, and stored into beside the hole, before the kernel made the hole zeros."""
     other, fid = await new_file(world, b"x" * 4 * PAGE_BYTES)
     vnode = await mount.open(b"file")
     handle = await open_handle(mount, vnode, os.O_RDWR)
-    assert await mount.read(vnode) == b"x" * 4 * PAGE_BYTES
+    if when == "before":
+        assert await mount.read(vnode) == b"x" * 4 * PAGE_BYTES
     mount.kernel.drops_end = trio.Event()
-    await mount.operations.fallocate(vnode.ino, handle, PUNCH, PAGE_BYTES + 100, 2 * PAGE_BYTES)
-    await settled()
+    mount.session.hold_before[Fallocate] = gate = trio.Event()
+    punch = mount.operations.fallocate(vnode.ino, handle, PUNCH, PAGE_BYTES + 100, 2 * PAGE_BYTES)
+    async with in_background(punch):
+        assert await mount.read(vnode) == b"x" * 4 * PAGE_BYTES
+        gate.set()
+        await settled()
     assert mount.drops_of_pages(vnode) == 1
     page = b"x" * 50 + b"mapped" + b"x" * (PAGE_BYTES - 56)
     await mount.operations.write(handle, PAGE_BYTES, page)

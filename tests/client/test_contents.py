@@ -298,6 +298,9 @@ def test_what_the_server_overwrote_for_us_is_fetched_again() -> None:
     file.advance_version(V2, size)
     assert file.missing(0, size) == [1]
     assert file.read(BLOCK_BYTES - 10, 10, size) == b"dirtydirty" and file.dirty_bytes == 10
+    file.overwritten(2 * BLOCK_BYTES + 100, 2 * BLOCK_BYTES + 200)
+    assert file.read(2 * BLOCK_BYTES + 200, 1, size) is None
+    assert file.read(2 * BLOCK_BYTES + PAGE_BYTES, 1, size) == b"x", "pages beside it are still bases"
     assert not file.fill(1, b"x" * BLOCK_BYTES, epoch, V2), "fetched before"
     assert file.fill(1, bytes(BLOCK_BYTES), file.fill_epoch, V2)
     file.check_invariants()

@@ -13,7 +13,7 @@ from simulator.plan import make_plan
 from simulator.run import run_history
 
 HISTORIES = 130
-"""Of each kind: 2,080 in all."""
+"""Of each kind: 2,340 in all."""
 QUICK = [mutant for mutant in MUTANTS if mutant.histories <= 100]
 
 TIMELINES = """
@@ -40,7 +40,9 @@ def test_one_seed_is_one_schedule_in_every_process() -> None:
     assert timelines("2") == first
 
 
-@pytest.mark.parametrize("profile", ["contents", "mappings", "names", "orphans", "appends", "mixed", "rush", "scenes"])
+@pytest.mark.parametrize(
+    "profile", ["contents", "mappings", "names", "orphans", "appends", "mixed", "rush", "scenes", "holes"]
+)
 @pytest.mark.parametrize("faults", [False, True])
 def test_histories_keep_the_guarantees(profile: str, faults: bool) -> None:
     for seed in range(HISTORIES):

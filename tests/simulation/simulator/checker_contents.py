@@ -44,7 +44,7 @@ class Update:
     """NEVER: it failed or did not return, so it may happen at any time."""
     confirmed: float
     grows: bool = True
-    """Whether it makes the file reach to its stop: not so for a mapping."""
+    """Whether it makes the file reach to its stop: not so for a mapping, or a hole."""
 
     def precedes(self, other: Update) -> bool:
         return self.confirmed < other.begin or (self.client == other.client and self.end < other.begin)
@@ -98,6 +98,9 @@ class ContentsChecker:
             case "truncate", (int() as size,):
                 end = call.end if call.succeeded else NEVER
                 self._add(call, size, INFINITY, 0, end, end)
+            case "punch", (int() as offset, int() as length):
+                end = call.end if call.succeeded else NEVER
+                self._add(call, offset, offset + length, 0, end, end, grows=False)
             case "reopen", (_, int() as flags) if flags & os.O_TRUNC:
                 # If it failed it may have cut whatever file it found.
                 end = call.end if call.succeeded else NEVER

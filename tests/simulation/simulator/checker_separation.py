@@ -19,7 +19,7 @@ from .network import LONGEST_DELAY_S
 
 SOON_S = 1.0 + 2 * LONGEST_DELAY_S
 """An open file is asked for again after a break, and dropped once more if that fails."""
-_CHANGING = {"write", "append", "truncate", "store"}
+_CHANGING = {"write", "append", "truncate", "punch", "store"}
 
 
 def check_separation(history: History) -> Iterator[str]:

@@ -10,7 +10,7 @@ from promisefs_client.cell import Cell
 from promisefs_client.connections import Connections
 from promisefs_client.contents import PageCache
 from promisefs_client.filestore import FileStore
-from promisefs_client.fuse_ops import Operations
+from promisefs_client.fuse_ops_ranges import RangeHandlers
 from promisefs_client.kernel import KernelCaches
 from promisefs_client.lock_manager import LockManager
 from promisefs_client.mount_points import MountPoints
@@ -170,7 +170,7 @@ class ClientMachine:
         names = Namespace(cell)
         self.mount_points = MountPoints(cell, names)
         locks = LockManager(cell, self.files)
-        operations = Operations(cell, self.files, locks, names, self.mount_points, Xattrs(cell), lambda: None)
+        operations = RangeHandlers(cell, self.files, locks, names, self.mount_points, Xattrs(cell), lambda: None)
         self.core = notifier.core = KernelCore(self.world, self.now, operations, nursery)
         self.pages = notifier.pages = PageCacheModel(self.core)
         self.names = DentryCacheModel(self.core, self.pages)

@@ -14,7 +14,7 @@ from .kernel_inodes import describe_bytes
 from .world import World
 
 NEVER = math.inf
-_TELLING = {"fsync", "msync", "close", "truncate", "create", "unlink", "rename", "link", "chmod"}
+_TELLING = {"fsync", "msync", "close", "truncate", "punch", "create", "unlink", "rename", "link", "chmod"}
 
 
 @dataclass(slots=True, eq=False)

@@ -14,10 +14,12 @@ from collections.abc import Iterable, Sequence
 
 from promisefs_client.requests import Request, handling
 from promisefs_client.vnode_table import KernelWork
+from promisefs_protocol.messages import FallocateMode
 
 from .kernel_inodes import PAGE, Inode, KernelCore, OpenFile, Page
 
 MAX_READAHEAD_PAGES = 3
+_PUNCH = FallocateMode.PUNCH_HOLE | FallocateMode.KEEP_SIZE
 
 
 class BusError(Exception):
@@ -293,6 +295,28 @@ class PageCacheModel:
         return page
 
     # Syncing and truncating
+
+    async def punch(self, file: OpenFile, offset: int, length: int) -> None:
+        """fallocate(2) for a hole (fuse_file_fallocate). Meanwhile pages may become dirty and be written back."""
+        inode, end = file.inode, offset + length
+        async with inode.lock.holding():
+            await self.write_back_dirty(inode)
+            try:
+                await self._core.request(
+                    self._core.operations.fallocate, inode.ino, file.handle, _PUNCH, offset, length
+                )
+            finally:
+                inode.invalidate_attributes()
+            for index in sorted(i for i in inode.pages if i * PAGE < end and offset < (i + 1) * PAGE):
+                page = inode.pages.get(index)
+                if page is None or not await self._settled(inode, index, page):
+                    continue
+                first, last = max(0, offset - index * PAGE), min(PAGE, end - index * PAGE)
+                if last - first == PAGE:
+                    del inode.pages[index]
+                    inode.wake()
+                else:
+                    page.data[first:last] = bytes(last - first)
 
     async def sync(self, file: OpenFile) -> None:
         """fsync(2), msync(MS_SYNC)."""

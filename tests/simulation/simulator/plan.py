@@ -82,6 +82,7 @@ class Plan:
 
 _CONTENTS = {"write": 32, "read": 30, "fsync": 20, "stat": 6, "truncate": 5, "reopen": 7}
 _MAPPING = {"store": 30, "load": 35, "msync": 20, "unmap": 5, "contents": 10}
+_HOLES = {"punch": 30, "contents": 30, "mapping": 40}
 _NAMING = {
     "create": 20, "unlink": 20, "rename": 15, "link": 7, "stat": 20, "list": 10, "chmod": 8, "reopen": 4, "contents": 6,
 }  # fmt: skip
@@ -192,6 +193,14 @@ class Maker:
                 return self.contents()
         return self.step(kind)
 
+    def holes(self) -> Step:
+        match kind := self._draw(_HOLES):
+            case "contents":
+                return self.contents()
+            case "mapping":
+                return self.mapping()
+        return self.step(kind, *self.range())
+
     def naming(self) -> Step:
         name = self.name()
         match kind := self._draw(_NAMING):
@@ -263,17 +272,20 @@ PROFILES: dict[str, tuple[str, ...]] = {
     "rush": ("rush",),
     "scenes": (),
     "mixed": ("contents", "mapping", "naming", "orphan"),
+    "holes": ("holes",),
 }
+RARE = ("holes",)
+"""Only made when they are asked for."""
 
 
 def make_plan(seed: int, *, faults: bool = True, profile: str | None = None) -> Plan:
     rng = random.Random(seed)
-    profile = profile or rng.choice(list(PROFILES))
+    profile = profile or rng.choice([name for name in PROFILES if name not in RARE])
     if profile == "scenes":
         return _scene(seed, rng)
     layout = _choose_layout(seed)
     clients = rng.choice((2, 2, 2, 2, 3, 3, 3, 4, 4, 5))
-    maker = Maker(rng, shrinks="mapping" not in PROFILES[profile], rushes=profile == "rush")
+    maker = Maker(rng, shrinks=not {"mapping", "holes"} & set(PROFILES[profile]), rushes=profile == "rush")
     if layout is not ALONE and rng.random() < 0.5:
         maker.hot_share = 1.0  # the other file is changed by nobody
     processes = []
@@ -306,7 +318,7 @@ def make_plan(seed: int, *, faults: bool = True, profile: str | None = None) -> 
         processes=tuple(processes),
         faults=disturbances + problems,
         clock_rates=tuple(rng.choice((1.0, 0.99, 1.01)) for _ in range(clients)),
-        extension=seed % 2 == 1,
+        extension=seed % 2 == 1 or profile == "holes",
     )
 
 

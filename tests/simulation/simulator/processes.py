@@ -118,6 +118,10 @@ class Process:
         assert self._file is not None
         await self._machine.names.truncate(self._file, size)
 
+    async def _punch(self, call: Call, offset: int, length: int) -> None:
+        assert self._file is not None
+        await self._machine.pages.punch(self._file, offset, length)
+
     # Mappings
 
     def _mapped(self, call: Call) -> OpenFile:
@@ -178,4 +182,4 @@ class Process:
 
 
 _OPENING = {"reopen", "create"}
-_NEED_FILE = {"close", "read", "write", "append", "fsync", "truncate", "load", "store", "msync"}
+_NEED_FILE = {"close", "read", "write", "append", "fsync", "truncate", "punch", "load", "store", "msync"}
