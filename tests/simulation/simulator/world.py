@@ -92,6 +92,8 @@ class World:
         """Of what is done in threads: disks."""
         self.wall_offset_ns = 0
         """Faults move it: wall clocks jump."""
+        self.deliveries = 0
+        """Pieces of data that have come out of connections so far."""
 
     @property
     def now_s(self) -> float:
