@@ -393,13 +393,17 @@ class FileStore:
         if isinstance(error, Interrupted):
             log.info("storing %s: %s; what is dirty stays dirty", state.vnode.fid, error)
             return  # it says nothing about the server; whoever waits next sees for himself
+        gone = isinstance(error, Aborted) and error.code == AbortCode.VNOVNODE
+        if gone and state.vnode.deleted and not state.vnode.opens:
+            self.discard(state.vnode)  # closed while the store was on its way
+            return
         self.store_failures += 1
         state.retry_at = trio.current_time() + RETRY_AFTER_S
         state.failure = error
         log.warning(
             "storing %s: %s; %d bytes stay dirty", state.vnode.fid, error, self.contents(state.vnode).dirty_bytes
         )
-        if isinstance(error, Aborted) and error.code == AbortCode.VNOVNODE:
+        if gone:
             self._bury(state)
 
     def _bury(self, state: _FileState) -> None:

@@ -127,6 +127,30 @@ async def test_a_read_of_two_blocks_ends_though_dirty_bytes_fill_the_cache(world
 # Bytes that cannot be stored
 
 
+async def test_a_store_that_is_overtaken_by_the_last_close_of_a_removed_file_loses_nothing(
+    world: World, mount: ClientMount
+) -> None:
+    """Nobody can ever read it: it is no failure."""
+    await new_file(world, b"abc")
+    vnode = await mount.names.lookup(mount.root, b"file")
+    assert vnode is not None
+    mount.table.add_lookup(vnode)
+    handle = await mount.open_handle(vnode, os.O_WRONLY)
+    await mount.operations.write(handle, 0, b"dirty")
+    await mount.names.remove_file(mount.root, b"file")
+    mount.session.hold_before[StoreData] = gate = trio.Event()
+    async with in_background(mount.files.store(vnode, sync=False)) as storing:
+        await mount.operations.release(handle)
+        with trio.fail_after(5):
+            while not mount.session.sent_of(GiveUpOpen):
+                await settled()
+            gate.set()
+            while not storing.done:
+                await settled()
+        assert isinstance(storing.error, Aborted) and storing.error.code == AbortCode.VNOVNODE
+    assert (mount.files.files_lost, mount.files.store_failures, mount.files.dirty_files) == (0, 0, 0)
+
+
 async def test_bytes_lost_because_their_file_was_removed_are_reported_from_then_on(
     world: World, mount: ClientMount
 ) -> None:

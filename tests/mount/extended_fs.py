@@ -138,7 +138,7 @@ async def main(mountpoint: str) -> None:
     assert fuse_extension.in_effect(extension)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(end_on_sigterm)
+            await nursery.start(end_on_sigterm)
             say("mounted", fuse_extension.features(extension))
             async with extension.serving():
                 await pyfuse3.main(max_tasks=100)
@@ -148,8 +148,9 @@ async def main(mountpoint: str) -> None:
     say("ended")
 
 
-async def end_on_sigterm() -> None:
+async def end_on_sigterm(task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        task_status.started()
         async for _ in signals:
             pyfuse3.terminate()
 

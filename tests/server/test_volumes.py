@@ -259,7 +259,7 @@ async def test_a_store_that_is_under_way_when_its_volume_is_removed(
     real = trio.to_thread.run_sync
 
     async def slow(function: object, *arguments: object, **options: object) -> object:
-        if getattr(function, "__name__", "") == "write":
+        if getattr(function, "func", function).__name__ == "write":  # type: ignore[attr-defined]
             begun.set()
             await go_on.wait()
         return await real(function, *arguments, **options)  # type: ignore[arg-type]
