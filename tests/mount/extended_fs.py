@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import stat
 import sys
@@ -56,6 +57,7 @@ class Operations(pyfuse3.Operations):
 
     def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
+        entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
         entry.st_ino = inode
         entry.st_mode = stat.S_IFDIR | 0o755 if inode == pyfuse3.ROOT_INODE else stat.S_IFREG | 0o644
         entry.st_size = SIZE
