@@ -15,7 +15,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PACKAGE = "client/promisefs_client"
+PACKAGE = "client/promisefs_client/fuse"
 
 
 def _builder(root: Path) -> ModuleType:

@@ -34,7 +34,7 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 have() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1; }
 
 # Everything that decides what ends up in .venv. The path is part of it: editable installs do not survive a move.
-wanted_stamp() { printf '%s %s\n' "$(cat "$root/pyproject.toml" "$root/scripts/setup.sh" "$root"/client/promisefs_client/fuse_extension{.c,_build.py} | sha256sum | cut -d' ' -f1)" "$root"; }
+wanted_stamp() { printf '%s %s\n' "$(cat "$root/pyproject.toml" "$root/scripts/setup.sh" "$root"/client/promisefs_client/fuse/fuse_extension{.c,_build.py} | sha256sum | cut -d' ' -f1)" "$root"; }
 
 venv_is_current() {
     [[ -x $venv/bin/python && -f $stamp_file && $(<"$stamp_file") == "$(wanted_stamp)" ]] &&

@@ -16,13 +16,13 @@ import trio
 from promisefs_protocol import collector
 from rich.console import Console
 
+from .commands.fs import fs
+from .commands.mmaps_view import fetch_mmaps, mmaps_table
+from .commands.mounts import MountEntry, find_mount, list_mounts
+from .commands.status_view import error_line, fetch_status, mount_table, overview, place_of, printable
+from .commands.unmounting import unmount as unmount_entry
 from .errors import ExitCode, UserError
-from .fs_cli import fs
-from .mmaps_view import fetch_mmaps, mmaps_table
-from .mounts import MountEntry, find_mount, list_mounts
 from .options import parse_options, parse_source, with_absolute_paths
-from .status_view import error_line, fetch_status, mount_table, overview, place_of, printable
-from .unmounting import unmount as unmount_entry
 
 READY = b"ready\n"
 
@@ -76,7 +76,7 @@ def mount(
 
     Returns when the mount is usable; a process goes on in the background until it is unmounted.
     """
-    from . import fuse_extension
+    from .fuse import fuse_extension
 
     fuse_extension.load()
     from . import mount as mounting

@@ -17,31 +17,31 @@ from typing import Any
 import pyfuse3
 import trio
 
-from . import fuse_extension, kernel_readahead
-from .cell import Cell
-from .connections import Connections
-from .contents import PageCache
-from .control import ControlServer
+from .commands.mounts import device_of
+from .commands.unmounting import is_unmounted, unmount_own
+from .control.control_server import ControlServer
+from .control.fs_commands import FsCommands
+from .control.fs_examine import Examination
+from .control.open_files import open_files_report
+from .control.status import mount_report
+from .data.contents import PageCache
+from .data.filestore import FileStore
 from .errors import ExitCode, UserError
-from .filestore import FileStore
-from .fs_commands import FsCommands
-from .fs_examine import Examination
-from .fuse_extension import FuseExtension, in_effect
-from .fuse_ops_locks import OPERATIONS
-from .kernel import KernelCaches
-from .lock_manager import LockManager
-from .main_loop import fuse_descriptor, serve_kernel, widen_queue
-from .mount_points import MountPoints
-from .mounts import device_of
-from .namespace import Namespace
-from .notifications import FuseNotifier
-from .open_files import open_files_report
+from .fuse import fuse_extension, kernel_readahead
+from .fuse.fuse_extension import FuseExtension, in_effect
+from .fuse.kernel import KernelCaches
+from .fuse.lock_handlers import OPERATIONS
+from .fuse.main_loop import fuse_descriptor, serve_kernel, widen_queue
+from .fuse.notifications import FuseNotifier
+from .fuse.own_inodes import OwnInodes
+from .locks.lock_manager import LockManager
+from .names.mount_points import MountPoints
+from .names.namespace import Namespace
+from .names.xattrs import Xattrs
+from .network.cell import Cell
+from .network.connections import Connections
 from .options import LockScope, MountOptions, Source
-from .own_inodes import OwnInodes
-from .status import mount_report
-from .unmounting import is_unmounted, unmount_own
-from .vnode_table import KernelWork, VnodeTable
-from .xattrs import Xattrs
+from .vnodes.vnode_table import KernelWork, VnodeTable
 
 log = logging.getLogger(__name__)
 

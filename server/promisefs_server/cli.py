@@ -18,12 +18,12 @@ from promisefs_protocol import collector
 from promisefs_protocol.address import DEFAULT_PORT, Address, AddressSyntaxError, parse_address
 from promisefs_protocol.cell_file import CellFileError, load_cell_file
 
+from .commands.failures import reported
+from .commands.volume import volume
 from .errors import AddressError
-from .failures import reported
-from .membership import ALONE, Membership, membership_in
 from .service import DEFAULT_LEASE_S, Fileserver
-from .store import Store
-from .volume_cli import volume
+from .store.membership import ALONE, Membership, membership_in
+from .store.store import Store
 
 log = logging.getLogger(__name__)
 

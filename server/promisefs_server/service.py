@@ -23,29 +23,30 @@ from promisefs_protocol.ids import Fid
 from promisefs_protocol.tcp import TcpStream
 from promisefs_protocol.transport import Reply
 
-from . import callback_state, control_socket
-from .administration import Administration
-from .breaker import Breaker
-from .callback_state import SavedHost
-from .control import ControlSessions
-from .database import is_full
-from .deletions import Deletions
-from .durability import Durability
-from .hosts import FORGOTTEN_AFTER_S, MAX_HOSTS, Host, HostTable
-from .lock_keeper import LockKeeper
-from .operations import Later, Operation, Parts
-from .operations_data import DataOperations
-from .operations_locks import LockOperations
-from .operations_names import NameOperations
-from .operations_ranges import RangeOperations
-from .operations_read import ReadOperations
-from .promises import MAX_PROMISES, PromiseTable
+from .administration import control_socket
+from .administration.administration import Administration
+from .administration.control import ControlSessions
+from .locks.lock_keeper import LockKeeper
+from .operations.data import DataOperations
+from .operations.locks import LockOperations
+from .operations.names import NameOperations
+from .operations.parts import Later, Operation, Parts
+from .operations.ranges import RangeOperations
+from .operations.read import ReadOperations
+from .promises import callback_state
+from .promises.breaker import Breaker
+from .promises.callback_state import SavedHost
+from .promises.hosts import FORGOTTEN_AFTER_S, MAX_HOSTS, Host, HostTable
+from .promises.promises import MAX_PROMISES, PromiseTable
+from .promises.vnode_locks import VnodeLocks
 from .sessions import Session
-from .store import Store, store_errors
-from .vnode_locks import VnodeLocks
-from .vnodes import key_of
-from .volume_remains import VolumeRemains
-from .volumes import VNODE_BITS, VolumeState
+from .store.database import is_full
+from .store.deletions import Deletions
+from .store.durability import Durability
+from .store.store import Store, store_errors
+from .store.vnodes import key_of
+from .store.volume_remains import VolumeRemains
+from .store.volumes import VNODE_BITS, VolumeState
 
 log = logging.getLogger(__name__)
 

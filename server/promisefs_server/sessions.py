@@ -32,9 +32,9 @@ from promisefs_protocol.messages import (
 )
 from promisefs_protocol.transport import Peer, Reply
 
-from .breaker import Contact
-from .operations import Later
-from .vnodes import key_of
+from .operations.parts import Later
+from .promises.breaker import Contact
+from .store.vnodes import key_of
 
 if TYPE_CHECKING:
     from .service import Fileserver

@@ -14,25 +14,25 @@ from typing import Any
 
 import pyfuse3
 import trio
-from promisefs_client.callbacks import CallbackService
-from promisefs_client.cell import Cell
-from promisefs_client.clock import Clock
-from promisefs_client.contents import PageCache
+from promisefs_client.data.contents import PageCache
+from promisefs_client.data.filestore import FileStore
+from promisefs_client.data.readahead import Readahead
 from promisefs_client.errors import ServerUnavailable
-from promisefs_client.filestore import FileStore
-from promisefs_client.fuse_ops_locks import CellLocks
-from promisefs_client.kernel import KernelCaches
-from promisefs_client.locator import Locator
-from promisefs_client.lock_manager import LockManager
-from promisefs_client.mount_points import MountPoints
-from promisefs_client.namespace import Namespace
-from promisefs_client.readahead import Readahead
-from promisefs_client.servers import Server
-from promisefs_client.session import ServerSession
-from promisefs_client.vnode import Vnode
-from promisefs_client.vnode_table import KernelWork, VnodeTable
-from promisefs_client.volumes import Volumes
-from promisefs_client.xattrs import Xattrs
+from promisefs_client.fuse.kernel import KernelCaches
+from promisefs_client.fuse.lock_handlers import CellLocks
+from promisefs_client.locks.lock_manager import LockManager
+from promisefs_client.names.mount_points import MountPoints
+from promisefs_client.names.namespace import Namespace
+from promisefs_client.names.xattrs import Xattrs
+from promisefs_client.network.callbacks import CallbackService
+from promisefs_client.network.cell import Cell
+from promisefs_client.network.clock import Clock
+from promisefs_client.network.locator import Locator
+from promisefs_client.network.servers import Server
+from promisefs_client.network.session import ServerSession
+from promisefs_client.vnodes.vnode import Vnode
+from promisefs_client.vnodes.vnode_table import KernelWork, VnodeTable
+from promisefs_client.vnodes.volumes import Volumes
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.address import Address
 from promisefs_protocol.connection import Piece

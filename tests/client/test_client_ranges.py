@@ -9,10 +9,10 @@ import pyfuse3
 import pytest
 import trio
 from client_mount import ClientMount, World, new_file, settled
-from promisefs_client import ranges
-from promisefs_client.contents import BLOCK_BYTES, PAGE_BYTES
+from promisefs_client.data import ranges
+from promisefs_client.data.contents import BLOCK_BYTES, PAGE_BYTES
 from promisefs_client.errors import ServerUnavailable
-from promisefs_client.vnode import Vnode
+from promisefs_client.vnodes.vnode import Vnode
 from promisefs_protocol.abort import AbortCode
 from promisefs_protocol.messages import CopyRange, Fallocate, FallocateMode, FetchData, Seek, StoreData
 from server_cell import in_background

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from promisefs_client import closings
-from promisefs_client.closings import Closings
+from promisefs_client.network import closings
+from promisefs_client.network.closings import Closings
 from promisefs_protocol.ids import Fid
 
 

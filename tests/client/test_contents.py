@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from promisefs_client.contents import BLOCK_BYTES, PAGE_BYTES, STORE_BYTES, FileContents, PageCache
+from promisefs_client.data.contents import BLOCK_BYTES, PAGE_BYTES, STORE_BYTES, FileContents, PageCache
 
 V1, V2, V3 = (1, 1), (1, 2), (1, 3)
 LIMIT = 64 << 20

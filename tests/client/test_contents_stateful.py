@@ -14,8 +14,8 @@ from unittest import mock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from promisefs_client import clean, contents, dirty, pagecache, written
-from promisefs_client.contents import FileContents, PageCache, StoreExtent
+from promisefs_client.data import clean, contents, dirty, pagecache, written
+from promisefs_client.data.contents import FileContents, PageCache, StoreExtent
 
 PAGE = 4
 BLOCK = 16

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from promisefs_client import control_socket
-from promisefs_client.control_socket import BoundSocket, opened, peer_of
+from promisefs_client.control import control_socket
+from promisefs_client.control.control_socket import BoundSocket, opened, peer_of
 from promisefs_client.errors import UserError
 
 DEVICE = "0:77"

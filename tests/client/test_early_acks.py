@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 from client_mount import ClientMount, World, settled
-from promisefs_client.status import mount_report
+from promisefs_client.control.status import mount_report
 
 
 def report(mount: ClientMount) -> dict[str, Any]:

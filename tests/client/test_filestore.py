@@ -11,12 +11,12 @@ import pyfuse3
 import pytest
 import trio
 from client_mount import ClientMount, World, new_file, settled
-from promisefs_client.attributes import MTIME_LAG_NS, attributes_of
-from promisefs_client.contents import BLOCK_BYTES, PAGE_BYTES
+from promisefs_client.data.contents import BLOCK_BYTES, PAGE_BYTES
+from promisefs_client.data.pagecache import CLEAN_SHARE
 from promisefs_client.errors import FsError, ServerUnavailable
-from promisefs_client.pagecache import CLEAN_SHARE
-from promisefs_client.requests import Request, handling
-from promisefs_client.vnode import Vnode
+from promisefs_client.fuse.attributes import MTIME_LAG_NS, attributes_of
+from promisefs_client.fuse.requests import Request, handling
+from promisefs_client.vnodes.vnode import Vnode
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import FetchData, GiveUpOpen, InlineBulkStatus, StoreData, StoreStatus, Sync

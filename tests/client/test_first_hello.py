@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import trio
-from promisefs_client import session as sessions
-from promisefs_client.servers import Server
-from promisefs_client.session import ServerSession
+from promisefs_client.network import session as sessions
+from promisefs_client.network.servers import Server
+from promisefs_client.network.session import ServerSession
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.address import Address
 from promisefs_protocol.messages import Empty, GetEntryByName

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 from client_mount import ClientMount, World
-from promisefs_client import clock
-from promisefs_client.session import LEASE_CHECK_S
+from promisefs_client.network import clock
+from promisefs_client.network.session import LEASE_CHECK_S
 from promisefs_protocol.messages import FetchStatus
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from promisefs_client.listings import ListingsInFlight
+from promisefs_client.fuse.listings import ListingsInFlight
 
 DIRECTORY, OTHER = 5, 6
 

@@ -14,11 +14,11 @@ import pyfuse3
 import pytest
 import trio
 from client_mount import ClientMount, World, settled
-from promisefs_client.file_lock import TO_THE_END, FileLock, LockKind
-from promisefs_client.held_locks import HeldLocks
-from promisefs_client.namespace import Owner
-from promisefs_client.requests import Request, handling
-from promisefs_client.vnode import Vnode
+from promisefs_client.fuse.requests import Request, handling
+from promisefs_client.locks.file_lock import TO_THE_END, FileLock, LockKind
+from promisefs_client.locks.held_locks import HeldLocks
+from promisefs_client.names.namespace import Owner
+from promisefs_client.vnodes.vnode import Vnode
 from promisefs_protocol.abort import Aborted
 from promisefs_protocol.locks import Lock
 from promisefs_protocol.messages import (
@@ -30,7 +30,7 @@ from promisefs_protocol.messages import (
     StoreData,
     StoreStatus,
 )
-from promisefs_server.lock_table import Owner as TableOwner
+from promisefs_server.locks.lock_table import Owner as TableOwner
 from server_cell import running_cell
 
 READ, WRITE, UNLOCK = LockKind.READ, LockKind.WRITE, LockKind.UNLOCK

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from promisefs_client import mounts
+from promisefs_client.commands import mounts
 from promisefs_client.errors import UserError
 
 MOUNTINFO = """\

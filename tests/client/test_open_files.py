@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from promisefs_client import open_files
-from promisefs_client.contents import PageCache
-from promisefs_client.open_files import known_paths, open_files_report
-from promisefs_client.servers import Server
-from promisefs_client.vnode import Vnode
-from promisefs_client.vnode_table import VnodeTable
-from promisefs_client.volumes import Volumes
+from promisefs_client.control import open_files
+from promisefs_client.control.open_files import known_paths, open_files_report
+from promisefs_client.data.contents import PageCache
+from promisefs_client.network.servers import Server
+from promisefs_client.vnodes.vnode import Vnode
+from promisefs_client.vnodes.vnode_table import VnodeTable
+from promisefs_client.vnodes.volumes import Volumes
 from promisefs_protocol.ids import Fid, PromisedStatus, Status
 
 ROOT, OUTER, INNER, FILE = (Fid(1, number, 1) for number in range(1, 5))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from promisefs_client.open_mmaps import SETTLED_S, OpenFile, OpenMmaps
-from promisefs_client.servers import Server
-from promisefs_client.vnode import Vnode, ino_of
-from promisefs_client.volumes import Volume
+from promisefs_client.network.servers import Server
+from promisefs_client.vnodes.open_mmaps import SETTLED_S, OpenFile, OpenMmaps
+from promisefs_client.vnodes.vnode import Vnode, ino_of
+from promisefs_client.vnodes.volumes import Volume
 from promisefs_protocol.ids import Fid, Status
 
 SERVER = Server("alpha")

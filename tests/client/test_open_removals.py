@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 from client_mount import ClientMount, World, settled
-from promisefs_client import cell
 from promisefs_client.errors import ServerUnavailable
+from promisefs_client.network import cell
 from promisefs_protocol.abort import AbortCode
 from promisefs_protocol.messages import GiveUpOpen, RemoveFile, Rename
 from server_cell import in_background

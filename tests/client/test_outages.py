@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from promisefs_client import session as sessions
-from promisefs_client.servers import Server
-from promisefs_client.session import Refused, ServerSession
+from promisefs_client.network import session as sessions
+from promisefs_client.network.servers import Server
+from promisefs_client.network.session import Refused, ServerSession
 from promisefs_protocol.address import Address
 from promisefs_protocol.messages import Empty, GetEntryByName
 from server_cell import running_cell
@@ -72,7 +72,9 @@ async def session_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 def said(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
     return [
-        (record.levelno, record.getMessage()) for record in caplog.records if record.name == "promisefs_client.session"
+        (record.levelno, record.getMessage())
+        for record in caplog.records
+        if record.name == "promisefs_client.network.session"
     ]
 
 

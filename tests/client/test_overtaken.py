@@ -6,9 +6,9 @@ import os
 
 import trio
 from client_mount import ClientMount, World, settled
-from promisefs_client.attributes import attributes_of
-from promisefs_client.contents import PAGE_BYTES
-from promisefs_client.vnode import Vnode
+from promisefs_client.data.contents import PAGE_BYTES
+from promisefs_client.fuse.attributes import attributes_of
+from promisefs_client.vnodes.vnode import Vnode
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import FetchStatus, StoreData
 from server_cell import Client, Pending, in_background

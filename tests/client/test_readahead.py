@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from promisefs_client.pagecache import BLOCK_BYTES
-from promisefs_client.readahead import FIRST_WINDOW_BYTES, Readahead
+from promisefs_client.data.pagecache import BLOCK_BYTES
+from promisefs_client.data.readahead import FIRST_WINDOW_BYTES, Readahead
 
 READ = 128 << 10
 MAX = 8 << 20

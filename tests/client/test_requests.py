@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
-from promisefs_client.requests import (
+from promisefs_client.fuse.requests import (
     ONLY_IF_KILLED,
     SIGNAL_PATIENCE_S,
     Interrupted,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 from client_mount import ClientMount, settled
-from promisefs_client.servers import Server
+from promisefs_client.network.servers import Server
 from promisefs_protocol.messages import START_ID_BITS
 from server_cell import running_cell
 

@@ -11,8 +11,8 @@ from random import Random
 from unittest import mock
 
 import pytest
-from promisefs_client import clean, contents, dirty, pagecache, whole_pages, written
-from promisefs_client.contents import FileContents, PageCache, StoreExtent
+from promisefs_client.data import clean, contents, dirty, pagecache, whole_pages, written
+from promisefs_client.data.contents import FileContents, PageCache, StoreExtent
 
 PAGE, BLOCK, CELL, SIZE = 4, 8, 16, 16
 HISTORIES, STEPS = 600, 60

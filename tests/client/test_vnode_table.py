@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from promisefs_client.contents import FileContents, PageCache
-from promisefs_client.servers import MAX_REMEMBERED_BREAKS, CallMark, Server
-from promisefs_client.vnode import ROOT_INO, Vnode, ino_of
-from promisefs_client.vnode_table import PROMISE_MARGIN_S, KernelWork, VnodeTable
-from promisefs_client.volumes import Volumes
+from promisefs_client.data.contents import FileContents, PageCache
+from promisefs_client.network.servers import MAX_REMEMBERED_BREAKS, CallMark, Server
+from promisefs_client.vnodes.vnode import ROOT_INO, Vnode, ino_of
+from promisefs_client.vnodes.vnode_table import PROMISE_MARGIN_S, KernelWork, VnodeTable
+from promisefs_client.vnodes.volumes import Volumes
 from promisefs_protocol.ids import Fid, PromisedStatus, Status
 from promisefs_protocol.messages import Break, Changed
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import trio
 from promisefs_client.errors import FsError, ServerUnavailable
-from promisefs_client.locator import ORDER_WAIT_S, Locator
-from promisefs_client.servers import Server
-from promisefs_client.volumes import TwoServersHaveIt, Volumes
+from promisefs_client.network.locator import ORDER_WAIT_S, Locator
+from promisefs_client.network.servers import Server
+from promisefs_client.vnodes.volumes import TwoServersHaveIt, Volumes
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import GetEntryByName, VolumeEntry

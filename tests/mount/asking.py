@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from promisefs_client.mounts import find_mount
-from promisefs_client.status_view import fetch_status
+from promisefs_client.commands.mounts import find_mount
+from promisefs_client.commands.status_view import fetch_status
 
 
 def status_of(mountpoint: Path) -> dict[str, Any]:

@@ -36,8 +36,8 @@ from cell_lib import mounts, processes
 from cell_lib.cell import Cell, CellError, LogWatch
 from cell_lib.guard import Guard
 from network import NetworkCell, why_networks_are_unusable
-from promisefs_client import fuse_extension_build
-from promisefs_client.fuse_extension import SWITCH
+from promisefs_client.fuse import fuse_extension_build
+from promisefs_client.fuse.fuse_extension import SWITCH
 
 TEST_LIMIT_S = 120.0
 """Time for one test, its own cells' start and end included. The guard needs at most some seconds more."""

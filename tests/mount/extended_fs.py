@@ -16,9 +16,9 @@ import sys
 from typing import Any
 
 import trio
-from promisefs_client import fuse_extension
-from promisefs_client.file_lock import FileLock, LockKind
-from promisefs_client.requests import Interrupted, current_request, handling, interruptible
+from promisefs_client.fuse import fuse_extension
+from promisefs_client.fuse.requests import Interrupted, current_request, handling, interruptible
+from promisefs_client.locks.file_lock import FileLock, LockKind
 
 if __name__ == "__main__":
     fuse_extension.load()

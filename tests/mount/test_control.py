@@ -20,8 +20,8 @@ import pytest
 from asking import status_of
 from cell_lib import mounts
 from outsider import Outsider
-from promisefs_client.control_socket import directories, opened
-from promisefs_client.mounts import find_mount
+from promisefs_client.commands.mounts import find_mount
+from promisefs_client.control.control_socket import directories, opened
 
 if TYPE_CHECKING:
     from conftest import MakeCell

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from promisefs_client.fuse_extension import SWITCH
+from promisefs_client.fuse.fuse_extension import SWITCH
 from test_ranges_on_mounts import ALLOCATE, KEEP, PUNCH, ZERO, fallocate
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import pytest
 from cell_lib import processes
 from conftest import Site
 from extended_fs import BLOCK, DEFECT, FAIL, FILE, NONSENSE
-from promisefs_client.fuse_extension import SWITCH
+from promisefs_client.fuse.fuse_extension import SWITCH
 
 pytestmark = pytest.mark.skipif(os.environ.get(SWITCH) == "off", reason="without the extension")
 

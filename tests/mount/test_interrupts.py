@@ -14,8 +14,8 @@ import pytest
 from asking import status_of
 from cell_lib.cell import Cell
 from conftest import MakeCell
-from promisefs_client.fuse_extension import SWITCH
-from promisefs_client.requests import SIGNAL_PATIENCE_S
+from promisefs_client.fuse.fuse_extension import SWITCH
+from promisefs_client.fuse.requests import SIGNAL_PATIENCE_S
 
 pytestmark = [
     pytest.mark.limit_s(60),

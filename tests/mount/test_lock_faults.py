@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cell_lib import mounts
-from promisefs_client.fuse_extension import SWITCH
+from promisefs_client.fuse.fuse_extension import SWITCH
 from test_locks_on_mounts import Locker
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from asking import status_of
 from outsider import Outsider
-from promisefs_client.fuse_extension import SWITCH
+from promisefs_client.fuse.fuse_extension import SWITCH
 
 if TYPE_CHECKING:
     from conftest import MakeCell, View

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from asking import status_of
-from promisefs_client.fuse_extension import SWITCH
+from promisefs_client.fuse.fuse_extension import SWITCH
 from promisefs_protocol.messages import FallocateMode
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import pytest
 from asking import status_of
 from cell_lib.cell import Cell, CellError
 from outsider import Outsider
-from promisefs_client.mounts import fusectl
+from promisefs_client.commands.mounts import fusectl
 
 if TYPE_CHECKING:
     from conftest import MakeCell

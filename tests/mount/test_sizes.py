@@ -101,7 +101,8 @@ def test_a_mapped_file_that_is_cut_elsewhere_stays_cut(cell: View) -> None:
 
 SLOW_TO_ANSWER = """
 import os, sys, trio
-from promisefs_client import cli, fuse_ops
+from promisefs_client import cli
+from promisefs_client.fuse import handlers as fuse_ops
 answer = fuse_ops.Operations.getattr
 async def slowly(self, inode, ctx):
     if os.path.exists(sys.argv[-1] + ".slow"):

@@ -13,7 +13,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
-from promisefs_client.fuse_extension import SWITCH
+from promisefs_client.fuse.fuse_extension import SWITCH
 
 if TYPE_CHECKING:
     from conftest import MakeCell

@@ -34,7 +34,7 @@ def test_torture(cell: View, tmp_path: Path) -> None:
     assert tally.orphans > 0
 
 
-@pytest.mark.allow_log(r"promisefs_client.session: .*Connection refused")
+@pytest.mark.allow_log(r"promisefs_client.network.session: .*Connection refused")
 def test_torture_while_the_server_is_killed(make_cell: MakeCell, tmp_path: Path) -> None:
     """kill -9 at any moment, clients with dirty data: they come back, lose nothing, show nothing that is old."""
     lease = ("--lease", "2")

@@ -49,7 +49,7 @@ def project(tmp_path: Path) -> Path:
     shutil.copy(SETUP, folder / "scripts")
     (folder / "pyproject.toml").write_text(PYPROJECT)
     (folder / "backend.py").write_text(BACKEND)
-    client = folder / "client/promisefs_client"
+    client = folder / "client/promisefs_client/fuse"
     client.mkdir(parents=True)
     for part_of_what_is_built in ("fuse_extension.c", "fuse_extension_build.py"):
         (client / part_of_what_is_built).touch()

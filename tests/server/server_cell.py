@@ -42,10 +42,10 @@ from promisefs_protocol.messages import (
     Symlink,
 )
 from promisefs_protocol.transport import ConnectionLost, Peer
-from promisefs_server import control_socket
-from promisefs_server.membership import ALONE, Membership
+from promisefs_server.administration import control_socket
 from promisefs_server.service import Fileserver
-from promisefs_server.store import Store
+from promisefs_server.store.membership import ALONE, Membership
+from promisefs_server.store.store import Store
 
 Connect = Callable[[], Awaitable[trio.abc.Stream]]
 LEASE_S = 15.0

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import MAX_FILE_BYTES
 from promisefs_protocol.messages import FetchData, StoreData, StoreStatus, Sync
-from promisefs_server.datafiles import DataFile
-from promisefs_server.vnodes import key_of
+from promisefs_server.store.datafiles import DataFile
+from promisefs_server.store.vnodes import key_of
 from server_cell import Cell, in_background, running_cell, settled
 
 MIB = 1 << 20
@@ -296,7 +296,7 @@ async def test_group_commit_is_shared(cell: Cell, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_descriptors_are_bounded(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promisefs_server.datafiles.MAX_OPEN_FILES", 5)
+    monkeypatch.setattr("promisefs_server.store.datafiles.MAX_OPEN_FILES", 5)
     a = await cell.connected()
     fids = [(await a.create(b"%d" % i)).fid for i in range(20)]
     async with trio.open_nursery() as nursery:

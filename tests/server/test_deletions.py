@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from promisefs_server.datafiles import DataFiles
-from promisefs_server.vnodes import key_of
+from promisefs_server.store.datafiles import DataFiles
+from promisefs_server.store.vnodes import key_of
 from server_cell import Cell, running_cell, settled
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from promisefs_server import database, durability
+from promisefs_server.store import database, durability
 from server_cell import Client, running_cell
 
 

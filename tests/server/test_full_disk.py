@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_server import ballast
-from promisefs_server.ballast import Ballast
 from promisefs_server.errors import StoreError
-from promisefs_server.store import Store
+from promisefs_server.store import ballast
+from promisefs_server.store.ballast import Ballast
+from promisefs_server.store.store import Store
 from server_cell import Cell, running_cell
 
 KIB = 1024

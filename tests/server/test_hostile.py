@@ -19,7 +19,7 @@ from promisefs_protocol.connection import HEADER, MAX_FRAME_BYTES
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import METHODS, FetchStatus, Hello, InlineBulkStatus, Lookup, Operation, Role
 from promisefs_protocol.transport import ConnectionLost
-from promisefs_server.hosts import Host
+from promisefs_server.promises.hosts import Host
 from server_cell import LEASE_S, Cell, in_background, running_cell, settled
 from trio.testing import MockClock
 

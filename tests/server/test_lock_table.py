@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import MAX_FILE_BYTES
 from promisefs_protocol.locks import WHOLE_FILE, Lock, LockKind, cover, replaced, within
-from promisefs_server import lock_table
-from promisefs_server.lock_table import LockTable, Owner
+from promisefs_server.locks import lock_table
+from promisefs_server.locks.lock_table import LockTable, Owner
 
 READ, WRITE = LockKind.READ, LockKind.WRITE
 F, G = 1, 2

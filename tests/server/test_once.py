@@ -83,8 +83,8 @@ async def test_a_repetition_waits_for_the_breaks_of_the_first_time(cell: Cell) -
 
 
 async def test_replies_are_bounded(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promisefs_server.replies.MAX_KEPT", 100)
-    monkeypatch.setattr("promisefs_server.replies.DONE_BATCH", 10)
+    monkeypatch.setattr("promisefs_server.store.replies.MAX_KEPT", 100)
+    monkeypatch.setattr("promisefs_server.store.replies.DONE_BATCH", 10)
     a, b = await cell.connected(), await cell.connected()
 
     async def create(number: int, done_below: int) -> None:

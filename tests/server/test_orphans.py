@@ -9,8 +9,8 @@ import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import GiveUpAllCallBacks, GiveUpOpen
-from promisefs_server.hosts import FORGOTTEN_AFTER_S, RECALL_S
-from promisefs_server.vnodes import key_of
+from promisefs_server.promises.hosts import FORGOTTEN_AFTER_S, RECALL_S
+from promisefs_server.store.vnodes import key_of
 from server_cell import LEASE_S, Cell, Client, Pending, in_background, running_cell, settled
 from trio.testing import MockClock
 

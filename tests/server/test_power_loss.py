@@ -13,11 +13,11 @@ import pytest
 import trio
 import trio.testing
 from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_server import deletions
-from promisefs_server.vnodes import key_of
+from promisefs_server.store import deletions
+from promisefs_server.store.vnodes import key_of
 from server_cell import Cell, in_background, running_cell, settled
 
-REAL_SYNC = "promisefs_server.durability.os.fdatasync"
+REAL_SYNC = "promisefs_server.store.durability.os.fdatasync"
 
 
 def fails(descriptor: int) -> None:

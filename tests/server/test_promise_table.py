@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from promisefs_server.promises import EXPIRY_STEP_S, KEEP_LONGER_S, PromiseTable, lifetime_s
+from promisefs_server.promises.promises import EXPIRY_STEP_S, KEEP_LONGER_S, PromiseTable, lifetime_s
 
 KEYS = st.integers(1, 6)
 HOSTS = st.integers(1, 4)

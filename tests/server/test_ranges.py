@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import MAX_FILE_BYTES, Fid, PromisedStatus
 from promisefs_protocol.messages import Changed, CopyRange, CopyRangeReply, Fallocate, FallocateMode, Seek, Sync
-from promisefs_server import ballast, operations_ranges, ranges
-from promisefs_server.ballast import Ballast
-from promisefs_server.vnodes import key_of
+from promisefs_server.operations import ranges as operations_ranges
+from promisefs_server.store import ballast, ranges
+from promisefs_server.store.ballast import Ballast
+from promisefs_server.store.vnodes import key_of
 from server_cell import Cell, Client, in_background, running_cell, settled
 
 KIB = 1024

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 from promisefs_protocol.transport import MAX_CALLS_SERVED, ConnectionLost
-from promisefs_server.datafiles import DataFile
+from promisefs_server.store.datafiles import DataFile
 from server_cell import Cell, settled
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from promisefs_server import callback_state
-from promisefs_server.callback_state import MAX_AGE_S, STATE_NAME
+from promisefs_server.promises import callback_state
+from promisefs_server.promises.callback_state import MAX_AGE_S, STATE_NAME
 from server_cell import LEASE_S, in_background, running_cell, settled
 from trio.testing import MockClock
 
@@ -85,7 +85,7 @@ async def test_old_saved_state_is_not_used(
 
 async def test_a_clock_set_forward_between_runs_ends_no_promise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client, whose clock was not set, goes on relying on it."""
-    monkeypatch.setattr("promisefs_server.promises.LIFETIMES_S", ((7, 600),))
+    monkeypatch.setattr("promisefs_server.promises.promises.LIFETIMES_S", ((7, 600),))
     async with running_cell(folder) as cell:
         a, b = await cell.connected(), await cell.connected()
         f = await a.create(b"f")

@@ -8,7 +8,7 @@ import pytest
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid, Status
 from promisefs_protocol.messages import FileVersion, StoreData
-from promisefs_server.writers import MAX_RUNS, Writers
+from promisefs_server.promises.writers import MAX_RUNS, Writers
 from server_cell import Cell, Client, running_cell
 
 

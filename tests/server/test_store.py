@@ -11,8 +11,8 @@ import pytest
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.messages import AppendData
 from promisefs_server.errors import StoreError
-from promisefs_server.store import Store
-from promisefs_server.vnodes import key_of
+from promisefs_server.store.store import Store
+from promisefs_server.store.vnodes import key_of
 from server_cell import running_cell
 
 
@@ -99,7 +99,7 @@ async def test_a_file_without_its_data_file_is_not_served_as_zeros(folder: Path)
 
 
 def test_a_database_that_is_locked_is_not_called_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promisefs_server.database.BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("promisefs_server.store.database.BUSY_TIMEOUT_S", 0.1)
     Store.open(folder, time.time_ns()).close(clean=True)
     somebody = sqlite3.connect(folder / "store.sqlite", isolation_level=None)
     somebody.execute("PRAGMA locking_mode=EXCLUSIVE")

@@ -152,9 +152,9 @@ async def test_kill_9_in_the_middle_of_a_removal(folder: Path) -> None:
         server.end(signal.SIGTERM)
     data = folder / "data" / "2"
     remove = "volume", "remove", str(folder), "a", "--yes"
-    assert run_and_die("callback_state", "forget", 1, *remove)
+    assert run_and_die("promises.callback_state", "forget", 1, *remove)
     assert set(listed(folder)) == {"root", "a"} and len(list(data.rglob("*"))) == 31
-    assert run_and_die("datafiles", "DataFiles.delete", 10, *remove)
+    assert run_and_die("store.datafiles", "DataFiles.delete", 10, *remove)
     assert set(listed(folder)) == {"root"} and len(list(data.rglob("*"))) == 21
     # The server goes on with it, and is killed too.
     with daemon(folder, "--lease", "0.5") as server:

@@ -25,8 +25,8 @@ from promisefs_protocol.messages import (
     RemoveVolume,
     SetXattr,
 )
-from promisefs_server.membership import Membership
-from promisefs_server.volume_move import copy_data
+from promisefs_server.administration.volume_move import copy_data
+from promisefs_server.store.membership import Membership
 from server_cell import Cell, Client, running_cell
 from volume_commands import run, run_and_die
 
@@ -184,13 +184,13 @@ async def test_there_and_back_and_there_again(pair: Pair) -> None:
     await pair.check_moved()
 
 
-COMMITS = ("database", "_Transaction.__exit__")
+COMMITS = ("store.database", "_Transaction.__exit__")
 POINTS = [
     COMMITS,
-    ("volume_move", "copy_data"),
-    ("datafiles", "DataFiles.delete"),
-    ("datafiles", "DataFiles.sync_all"),
-    ("callback_state", "forget"),
+    ("administration.volume_move", "copy_data"),
+    ("store.datafiles", "DataFiles.delete"),
+    ("store.datafiles", "DataFiles.sync_all"),
+    ("promises.callback_state", "forget"),
 ]
 SOUND = {("here", None), ("here", "arriving"), ("leaving", "arriving"), ("leaving", "here"), ("moved", "here")}
 
@@ -248,9 +248,9 @@ async def test_half_moved_it_goes_on_to_that_server_only(pair: Pair, caplog: pyt
     assert run("volume", "move", str(pair.alpha), NAME, str(gamma))[0] == 0
     assert run("volume", "move", str(gamma), NAME, str(pair.alpha))[0] == 0
     while pair.states()[0] != "leaving":
-        assert pair.move_and_die("callback_state", "forget", 1)
+        assert pair.move_and_die("promises.callback_state", "forget", 1)
         assert pair.states() == ("here", "arriving")
-        assert pair.move_and_die("volumes", "VolumeTable.set_state", 2)
+        assert pair.move_and_die("store.volumes", "VolumeTable.set_state", 2)
     assert pair.states() == ("leaving", "arriving")
     status, _, stderr = run("volume", "move", str(pair.alpha), NAME, str(gamma))
     assert status == 5 and "has begun to move to server 1" in stderr
@@ -343,7 +343,7 @@ async def test_refused_if_the_other_store_has_it_too(pair: Pair) -> None:
 
 async def test_a_full_disk_undoes_the_copy(pair: Pair) -> None:
     code = (
-        "import promisefs_server.volume_move as m\n"
+        "import promisefs_server.administration.volume_move as m\n"
         "def full(*arguments): raise OSError(28, 'No space left on device')\n"
         "m._copy_range = full\n"
         "from promisefs_server.cli import main\nmain(prog_name='promisefsd')"

@@ -26,12 +26,12 @@ from promisefs_protocol.messages import (
     VolumeInfo,
 )
 from promisefs_protocol.transport import ConnectionLost
-from promisefs_server import control_socket
-from promisefs_server.datafiles import DataFiles
+from promisefs_server.administration import control_socket
 from promisefs_server.errors import StoreError
-from promisefs_server.membership import ALONE, Membership
-from promisefs_server.store import Store
-from promisefs_server.volume_remains import VolumeRemains
+from promisefs_server.store.datafiles import DataFiles
+from promisefs_server.store.membership import ALONE, Membership
+from promisefs_server.store.store import Store
+from promisefs_server.store.volume_remains import VolumeRemains
 from server_cell import LEASE_S, Cell, Client, in_background, running_cell, settled
 from trio.testing import MockClock
 
@@ -108,7 +108,7 @@ async def test_volumes_are_listed_with_what_is_in_them(cell: Cell) -> None:
 
 
 async def test_pages_of_volumes(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promisefs_server.administration.MAX_PAGE_VOLUMES", 2)
+    monkeypatch.setattr("promisefs_server.administration.administration.MAX_PAGE_VOLUMES", 2)
     for name in "abc":
         await cell.administer(CreateVolume(name))
     first = await cell.administer(LISTED)
@@ -264,7 +264,7 @@ async def test_a_store_that_is_under_way_when_its_volume_is_removed(
             await go_on.wait()
         return await real(function, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("promisefs_server.operations_data.trio.to_thread.run_sync", slow)
+    monkeypatch.setattr("promisefs_server.operations.data.trio.to_thread.run_sync", slow)
     async with in_background(a.store(f.fid, b"x" * 100_000)) as storing:
         await begun.wait()
         await cell.administer(RemoveVolume("second"))
@@ -346,7 +346,7 @@ async def test_nothing_is_deleted_before_the_removal_is_durable(folder: Path, mo
         def fails(descriptor: int) -> None:
             raise OSError(5, "Input/output error")
 
-        monkeypatch.setattr("promisefs_server.durability.os.fdatasync", fails)
+        monkeypatch.setattr("promisefs_server.store.durability.os.fdatasync", fails)
         assert await code(cell.administer(RemoveVolume("second"))) == AbortCode.IO
         await settled()
         assert rows_of(cell.server.store, 2) and cell.server.store.files.volume_folders(2)

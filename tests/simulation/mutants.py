@@ -13,25 +13,25 @@ from typing import Any
 from unittest.mock import patch
 
 import trio
-from promisefs_client.callbacks import CallbackService
-from promisefs_client.cell import Cell
-from promisefs_client.contents import FileContents
-from promisefs_client.dirty import DirtyBytes
-from promisefs_client.filestore import FileStore
-from promisefs_client.kernel import KernelCaches
-from promisefs_client.listings import ListingsInFlight
-from promisefs_client.namespace import Namespace
-from promisefs_client.servers import Server
-from promisefs_client.session import ServerSession
-from promisefs_client.vnode_table import KernelWork, VnodeTable
-from promisefs_client.whole_pages import Twins
-from promisefs_server.breaker import Breaker, Contact
-from promisefs_server.datafiles import DataFile, DataFiles
-from promisefs_server.hosts import Host
-from promisefs_server.orphans import Orphans
-from promisefs_server.promises import PromiseTable
-from promisefs_server.replies import Replies
-from promisefs_server.vnodes import VnodeTable as ServerVnodes
+from promisefs_client.data.contents import FileContents
+from promisefs_client.data.dirty import DirtyBytes
+from promisefs_client.data.filestore import FileStore
+from promisefs_client.data.whole_pages import Twins
+from promisefs_client.fuse.kernel import KernelCaches
+from promisefs_client.fuse.listings import ListingsInFlight
+from promisefs_client.names.namespace import Namespace
+from promisefs_client.network.callbacks import CallbackService
+from promisefs_client.network.cell import Cell
+from promisefs_client.network.servers import Server
+from promisefs_client.network.session import ServerSession
+from promisefs_client.vnodes.vnode_table import KernelWork, VnodeTable
+from promisefs_server.promises.breaker import Breaker, Contact
+from promisefs_server.promises.hosts import Host
+from promisefs_server.promises.promises import PromiseTable
+from promisefs_server.store.datafiles import DataFile, DataFiles
+from promisefs_server.store.orphans import Orphans
+from promisefs_server.store.replies import Replies
+from promisefs_server.store.vnodes import VnodeTable as ServerVnodes
 
 Patches = Callable[[], Sequence[AbstractContextManager[Any]]]
 
@@ -185,7 +185,10 @@ def _() -> Sequence[AbstractContextManager[Any]]:
     def extend(self: ServerSession, sent_at: float, lease_s: float) -> None:
         original(self, self._now(), lease_s)
 
-    return [patch.object(ServerSession, "_extend_lease", extend), patch("promisefs_client.session.TRUSTED_SHARE", 1.0)]
+    return [
+        patch.object(ServerSession, "_extend_lease", extend),
+        patch("promisefs_client.network.session.TRUSTED_SHARE", 1.0),
+    ]
 
 
 @mutant("lease-ignored", "without a lease no promise is worth anything", 500)

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import trio
-from promisefs_server.hosts import FORGOTTEN_AFTER_S
+from promisefs_server.promises.hosts import FORGOTTEN_AFTER_S
 from promisefs_server.service import Fileserver
-from promisefs_server.store import Store
-from promisefs_server.volumes import VolumeState
+from promisefs_server.store.store import Store
+from promisefs_server.store.volumes import VolumeState
 
 if TYPE_CHECKING:
     from .run import Cell

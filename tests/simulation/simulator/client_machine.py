@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
-from promisefs_client.cell import Cell
-from promisefs_client.connections import Connections
-from promisefs_client.contents import PageCache
-from promisefs_client.filestore import FileStore
-from promisefs_client.fuse_ops_ranges import RangeHandlers
-from promisefs_client.kernel import KernelCaches
-from promisefs_client.lock_manager import LockManager
-from promisefs_client.mount_points import MountPoints
-from promisefs_client.namespace import Namespace
+from promisefs_client.data.contents import PageCache
+from promisefs_client.data.filestore import FileStore
+from promisefs_client.fuse.kernel import KernelCaches
+from promisefs_client.fuse.range_handlers import RangeHandlers
+from promisefs_client.locks.lock_manager import LockManager
+from promisefs_client.names.mount_points import MountPoints
+from promisefs_client.names.namespace import Namespace
+from promisefs_client.names.xattrs import Xattrs
+from promisefs_client.network.cell import Cell
+from promisefs_client.network.connections import Connections
+from promisefs_client.network.session import ServerSession
 from promisefs_client.options import MountOptions, Source
-from promisefs_client.session import ServerSession
-from promisefs_client.vnode import ino_of
-from promisefs_client.vnode_table import KernelWork, VnodeTable
-from promisefs_client.xattrs import Xattrs
+from promisefs_client.vnodes.vnode import ino_of
+from promisefs_client.vnodes.vnode_table import KernelWork, VnodeTable
 from promisefs_protocol.address import Address
 from promisefs_protocol.messages import CallBack, InitCallBackState3
 

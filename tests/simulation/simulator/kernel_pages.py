@@ -12,8 +12,8 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 
-from promisefs_client.requests import Request, handling
-from promisefs_client.vnode_table import KernelWork
+from promisefs_client.fuse.requests import Request, handling
+from promisefs_client.vnodes.vnode_table import KernelWork
 from promisefs_protocol.messages import FallocateMode
 
 from .kernel_inodes import PAGE, Inode, KernelCore, OpenFile, Page

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from promisefs_client.options import Source
-from promisefs_client.vnode import VOLUME_SHIFT
+from promisefs_client.vnodes.vnode import VOLUME_SHIFT
 from promisefs_protocol.address import Address
 from promisefs_protocol.cell_file import CellFile, CellServer
-from promisefs_server.volumes import SERVER_BITS
+from promisefs_server.store.volumes import SERVER_BITS
 
 Path = tuple[bytes, ...]
 

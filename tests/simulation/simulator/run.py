@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import trio
-from promisefs_client.session import ServerSession
+from promisefs_client.network.session import ServerSession
 from promisefs_protocol.transport import Reply
 
 from .aftermath import leave_nothing

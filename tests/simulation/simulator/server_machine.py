@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import trio
-from promisefs_server.membership import ALONE, Membership, membership_in
 from promisefs_server.service import Fileserver
-from promisefs_server.store import Store
+from promisefs_server.store.membership import ALONE, Membership, membership_in
+from promisefs_server.store.store import Store
 
 from .layout import Layout
 from .network import Network

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-from promisefs_client.fs_commands import FsCommands
-from promisefs_server.store import Store
+from promisefs_client.control.fs_commands import FsCommands
+from promisefs_server.store.store import Store
 
 from .client_machine import ClientMachine
 from .history import History

@@ -22,8 +22,8 @@ from unittest.mock import patch
 import pyfuse3
 import trio
 import trio._core._run as trio_run
-from promisefs_client import clock
-from promisefs_server.datafiles import DataFile
+from promisefs_client.network import clock
+from promisefs_server.store.datafiles import DataFile
 
 T = TypeVar("T")
 

@@ -1,0 +1,116 @@
+"""`promisefs fs`: mount points, in the words of AFS's `fs`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import click
+
+from promisefs_client.errors import ExitCode, UserError
+
+from .control_client import ask
+from .mounts import MountEntry, find_mount, list_mounts
+from .status_view import printable
+
+WAIT_S = 120.0
+"""The mount waits for its servers up to its `timeout`."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def fs() -> None:
+    """Volumes, and the mount points that stand for them."""
+
+
+@fs.command(epilog="\b\nExample:\n  promisefs fs mkmount /mnt/projects/atlas atlas")
+@click.argument("directory", metavar="DIR")
+@click.argument("volume")
+def mkmount(directory: str, volume: str) -> None:
+    """Have DIR, which must not exist, stand for a volume of that name in the cell. The volume may be made later."""
+    entry, path = _inside_mount(directory)
+    ask(entry, "mkmount", {"path": path, "volume": volume}, WAIT_S)
+
+
+@fs.command()
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True)
+def lsmount(directories: tuple[str, ...]) -> None:
+    """Say which volumes mount points stand for."""
+    failed = False
+    for directory in directories:
+        try:
+            entry, path = _inside_mount(directory)
+            volume = ask(entry, "lsmount", {"path": path}, WAIT_S)["volume"]
+            click.echo(f"'{directory}' is a mount point for volume '#{volume}'")
+        except UserError as error:
+            click.echo(f"promisefs: {error}", err=True)
+            failed = True
+    if failed:
+        sys.exit(ExitCode.FAILURE)
+
+
+@fs.command()
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True)
+def rmmount(directories: tuple[str, ...]) -> None:
+    """Remove mount points. The volumes stay as they are."""
+    for directory in directories:
+        entry, path = _inside_mount(directory)
+        ask(entry, "rmmount", {"path": path}, WAIT_S)
+
+
+@fs.command(epilog="\b\nExample:\n  promisefs fs whereis /mnt/projects/atlas")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+def whereis(paths: tuple[str, ...]) -> None:
+    """Say on which servers files are. Mount points are followed, symbolic links at the end of PATH are not."""
+    failed = False
+    for path in paths:
+        try:
+            found = _ask_about(path, "whereis")
+            click.echo(f"File {printable(path)} is on host {found['server']}")
+        except UserError as error:
+            click.echo(f"promisefs: {printable(str(error))}", err=True)
+            failed = True
+    if failed:
+        sys.exit(ExitCode.FAILURE)
+
+
+@fs.command(epilog="\b\nExamples:\n  promisefs fs examine /mnt/projects/atlas\n  promisefs fs examine --json .")
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="For programs: one object.")
+def examine(path: str, as_json: bool) -> None:
+    """Show the fid of a file, and the volume and server that it is on."""
+    found = _ask_about(path, "examine")
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"File {printable(path)} ({found['fid']}) contained in volume {found['volume']}")
+    click.echo(f"Volume status for vid = {found['volume']} named {found['name']}")
+    click.echo(f"The volume is on host {found['server']} and has {found['files']} files")
+    click.echo(f"The partition has {found['available_kib']} blocks available out of {found['total_kib']}")
+
+
+def _ask_about(path: str, command: str) -> dict[str, Any]:
+    """What the mount's process says of a path, the mountpoint itself among them. Raise UserError."""
+    try:
+        entry = find_mount(path)
+        inside = entry.root.strip("/")
+    except UserError:
+        entry, inside = _inside_mount(path)
+    answer: dict[str, Any] = ask(entry, command, {"path": inside}, WAIT_S)
+    return answer
+
+
+def _inside_mount(path: str) -> tuple[MountEntry, str]:
+    """The mount that a path is in, and the path from the root of its tree. The last name is not looked up.
+
+    Raise UserError.
+    """
+    parent, name = os.path.split(os.path.abspath(path))
+    whole = os.path.join(os.path.realpath(parent), name)
+    mounts = [entry for entry in list_mounts() if whole.startswith(entry.mountpoint.rstrip("/") + "/")]
+    if not mounts:
+        raise UserError(f"{path} is not in a promisefs mount", ExitCode.MOUNTPOINT)
+    entry = max(mounts, key=lambda entry: len(entry.mountpoint))
+    below = whole[len(entry.mountpoint.rstrip("/")) + 1 :]
+    return entry, f"{entry.root.strip('/')}/{below}"  # a bind mount begins at another root

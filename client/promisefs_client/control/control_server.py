@@ -1,0 +1,116 @@
+"""The mount's side of its control socket: answers its owner and root, whatever the file server does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from promisefs_client.errors import ExitCode, UserError
+
+from .control_socket import MAX_REQUEST_BYTES, BoundSocket, peer_of
+
+log = logging.getLogger(__name__)
+
+Command = Callable[[dict[str, Any]], Awaitable[Any]]
+"""Takes the request's args, returns what JSON can carry. Raises UserError."""
+
+MAX_CONNECTIONS = 64
+"""Served at a time; further ones wait to be accepted."""
+REQUEST_WAIT_S = 2.0
+ANSWER_WAIT_S = 30.0
+"""For who asked to take the answer."""
+ACCEPT_RETRY_S = 1.0
+
+
+class ControlServer:
+    """`commands` may be added to as long as nobody has asked yet."""
+
+    def __init__(self, device: str) -> None:
+        """Listen from now on; answer once `serve` runs. Raise UserError."""
+        self.commands: dict[str, Command] = {}
+        self._bound = BoundSocket(device)
+
+    def remove(self) -> None:
+        """Let nobody find it any more: the mount has ended, its device number may be another's soon."""
+        self._bound.remove()
+
+    async def serve(self) -> None:
+        """Answer until cancelled."""
+        slots = trio.Semaphore(MAX_CONNECTIONS)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._bound.socket))
+        async with listener, trio.open_nursery() as nursery:
+            while True:
+                await slots.acquire()
+                nursery.start_soon(self._serve_one, await self._accept(listener), slots)
+
+    @staticmethod
+    async def _accept(listener: trio.SocketListener) -> trio.SocketStream:
+        while True:
+            try:
+                return await listener.accept()
+            except OSError as error:  # no descriptor is free
+                log.warning("control: %s", error)
+                await trio.sleep(ACCEPT_RETRY_S)
+
+    async def _serve_one(self, stream: trio.SocketStream, slots: trio.Semaphore) -> None:
+        try:
+            async with stream:
+                await self._answer(stream)
+        except (trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.debug("control: who asked went away: %r", error)
+        except Exception:
+            log.exception("control: a defect here")
+        finally:
+            slots.release()
+
+    async def _answer(self, stream: trio.SocketStream) -> None:
+        peer = peer_of(stream.socket)  # type: ignore[arg-type]  # trio's has getsockopt, too
+        if peer.uid not in (0, os.geteuid()):
+            log.warning("control: process %d of uid %d may not ask", peer.pid, peer.uid)
+            return
+        with trio.fail_after(REQUEST_WAIT_S):
+            await stream.send_all(_line({"commands": sorted(self.commands)}))
+            request = await _receive_line(stream)
+        if request is None:
+            return
+        try:
+            answer = {"result": await self._carry_out(request)}
+        except UserError as error:
+            answer = {"error": str(error), "code": int(error.code)}
+        with trio.fail_after(ANSWER_WAIT_S):
+            await stream.send_all(_line(answer))
+
+    async def _carry_out(self, line: bytes) -> Any:
+        try:
+            request = json.loads(line)
+            name, args = request["command"], request["args"]
+            command = self.commands[name]
+        except (ValueError, KeyError, TypeError):
+            raise UserError("the request was not understood", ExitCode.USAGE) from None
+        try:
+            return await command(args)
+        except UserError:
+            raise
+        except Exception:
+            log.exception("control: %s failed: a defect here", name)
+            raise UserError(f"{name} failed in the mount's process, see its log") from None
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+async def _receive_line(stream: trio.SocketStream) -> bytes | None:
+    """The first line; None if there is none, or if it is too long."""
+    received = bytearray()
+    while b"\n" not in received:
+        more = await stream.receive_some()
+        if not more or len(received) + len(more) > MAX_REQUEST_BYTES:
+            return None
+        received += more
+    return bytes(received.partition(b"\n")[0])

@@ -1,0 +1,108 @@
+"""Where the control socket of a mount is, who may use it, and what is said on it; for both ends.
+
+Each mount's process listens on a unix socket named after the mount's device number, which mountinfo tells without
+touching the mount, in a directory that only the mount's owner (and root) can enter. The directories are opened first
+and checked then, and what is in them is reached through the descriptor: nobody can put another one in between. A path
+through the descriptor is short, too, whatever the directory's is (sun_path has 108 bytes).
+
+What is said: the mount's process begins with a line that lists the commands it knows, so that who asks knows at once
+that it runs. Then one request, {"command": NAME, "args": {...}}, and one answer, {"result": ...} or
+{"error": TEXT, "code": EXIT_CODE}; each is one line of JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+from promisefs_client.errors import UserError
+
+MAX_REQUEST_BYTES = 65536
+_UCRED = struct.Struct("3i")
+
+
+class PeerProcess(NamedTuple):
+    """Who is at the other end, by the kernel's word: as of its connect() or listen() (SO_PEERCRED, unix(7))."""
+
+    pid: int
+    uid: int
+
+
+def peer_of(connection: socket.socket) -> PeerProcess:
+    pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return PeerProcess(pid, uid)
+
+
+def directories(owner: int) -> list[str]:
+    """Where the sockets of this user's mounts may be, best first."""
+    if owner == 0:
+        places = ["/run"]
+    else:
+        own = os.environ.get("XDG_RUNTIME_DIR", "") if owner == os.geteuid() else ""
+        places = [own] if own else []
+        if f"/run/user/{owner}" not in places:
+            places.append(f"/run/user/{owner}")
+    return [*(f"{place}/promisefs" for place in places), f"/tmp/promisefs-{owner}"]
+
+
+@contextmanager
+def opened(directory: str, owner: int) -> Iterator[str]:
+    """Give a path through a descriptor of the directory. Raise OSError, or UserError if others could have put it there.
+
+    /tmp is everybody's: a link, a directory of somebody else's or one that others can write is not used.
+    """
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != owner or stat.S_IMODE(found.st_mode) & 0o077:
+            raise UserError(f"{directory} is not a directory that only uid {owner} can use: remove it")
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+class BoundSocket:
+    """The listening socket of one mount, in the first directory that can be used."""
+
+    def __init__(self, device: str) -> None:
+        """Raise UserError if no directory can be used."""
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._device = device
+        self._owner = os.geteuid()
+        problems: list[str] = []
+        for directory in directories(self._owner):
+            try:
+                with suppress(FileExistsError):
+                    os.mkdir(directory, 0o700)
+                self._bind(directory)
+                return
+            except UserError as error:
+                problems.append(str(error))
+            except OSError as error:
+                problems.append(f"{directory}: {error.strerror}")
+        self.socket.close()
+        raise UserError(f"no place for the mount's control socket: {'; '.join(problems)}")
+
+    def _bind(self, directory: str) -> None:
+        """Take the name whoever had it: the device is ours, so he is dead or not mounted any more."""
+        with opened(directory, self._owner) as place:
+            name, new = f"{place}/{self._device}", f"{place}/new.{os.getpid()}"
+            with suppress(FileNotFoundError):
+                os.unlink(new)
+            self.socket.bind(new)
+            self.socket.listen()
+            os.rename(new, name)  # so nobody ever finds one that nobody listens on yet
+            self._inode = os.lstat(name).st_ino
+            self._directory = directory
+
+    def remove(self) -> None:
+        """Nobody is to find it any more. Another mount may have its name by now; then that stays."""
+        with suppress(OSError, UserError), opened(self._directory, self._owner) as place:
+            name = f"{place}/{self._device}"
+            if os.lstat(name).st_ino == self._inode:
+                os.unlink(name)

@@ -1,0 +1,285 @@
+"""Operations on names: each happens exactly once, in one transaction with the reply that is kept for a repetition.
+
+From the checks to the queueing of breaks and the grants of the reply all is one step, so no other task sees anything in
+between, and nothing that cancels the call can leave breaks untold.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import trio
+from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.ids import S_IFMNT, Fid, PromisedStatus, is_volume_name
+from promisefs_protocol.messages import (
+    METHOD_OF_REQUEST,
+    Break,
+    Changed,
+    CreateFile,
+    EntryReply,
+    Link,
+    MakeDir,
+    MakeMountPoint,
+    RemoveDir,
+    RemoveDirReply,
+    RemoveFile,
+    RemoveFileReply,
+    RemoveMountPoint,
+    Rename,
+    RenameFlags,
+    RenameReply,
+    Symlink,
+)
+from promisefs_protocol.transport import Reply
+
+from promisefs_server.promises.breaker import Contact
+from promisefs_server.store.vnodes import Vnode
+
+from .parts import Later, Operation, Operations, break_of, now_ns
+
+Promise = Callable[[Vnode], PromisedStatus]
+NAMES = Changed.STATUS | Changed.DATA
+"""What a break says of a directory whose names changed."""
+CREATABLE_TYPES = (0, stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK)
+
+
+class Change(NamedTuple):
+    """What an operation did, as yet uncommitted."""
+
+    reply: Callable[[Promise], Any]
+    """Makes the reply; called once without promises, to be kept, and once with them."""
+    breaks: tuple[Break, ...]
+    gone: tuple[int, ...] = ()
+    """Keys of vnodes whose rows were deleted."""
+
+
+class NameOperations(Operations):
+    def table(self) -> dict[type, Operation]:
+        return {
+            CreateFile: self.create_file,
+            MakeDir: self.make_dir,
+            Symlink: self.symlink,
+            Link: self.link,
+            RemoveFile: self.remove_file,
+            RemoveDir: self.remove_dir,
+            MakeMountPoint: self.make_mount_point,
+            RemoveMountPoint: self.remove_mount_point,
+            Rename: self.rename,
+        }
+
+    def _once(
+        self,
+        contact: Contact,
+        request: Any,
+        files: Callable[[], Iterable[int]],
+        apply: Callable[[int], Change],
+        new_in_volume: int | None = None,
+    ) -> Reply | Later:
+        """Carry out `apply`, or give the reply of the first time. `files` are those whose rows it changes."""
+        if self._deletions.has_room and not self._locks.any_held(files()):
+            return self.settled(*self._carry_out(contact, request, apply, new_in_volume))
+        return partial(self._once_later, contact, request, files, apply, new_in_volume)
+
+    async def _once_later(
+        self,
+        contact: Contact,
+        request: Any,
+        files: Callable[[], Iterable[int]],
+        apply: Callable[[int], Change],
+        new_in_volume: int | None,
+    ) -> Reply:
+        await self._deletions.wait_room()
+        async with self._locks.settled(files):
+            self._breaker.check_known(contact)
+            events, reply = self._carry_out(contact, request, apply, new_in_volume)
+        await self._breaker.settle(events)
+        return reply, None
+
+    def _carry_out(
+        self, contact: Contact, request: Any, apply: Callable[[int], Change], new_in_volume: int | None
+    ) -> tuple[Sequence[trio.Event], Any]:
+        """Return what has to be waited for, and the reply."""
+        method = METHOD_OF_REQUEST[type(request)]
+        host = contact.host
+        reply = self._store.replies.find(host.number, request.operation, method)
+        if reply is not None:
+            # The first time may not have been waited for to its end.
+            return self._breaker.outstanding(), reply
+        if new_in_volume is not None:
+            self._store.volumes.reserve(new_in_volume)
+        with self._database.transaction():
+            change = apply(now_ns())
+            self._store.replies.save(host.number, request.operation, method, change.reply(self.unpromised))
+        events = self._breaker.begin(host, change.breaks)
+        for key in change.gone:
+            self._breaker.promises.delete(key, host.number)
+        self._deletions.add(change.gone)
+        return events, change.reply(lambda vnode: self.promised(contact, vnode))
+
+    # New names
+
+    def _create(
+        self, contact: Contact, request: CreateFile | MakeDir | Symlink, mode: int, target: bytes | None = None
+    ) -> Reply | Later:
+        def apply(now_ns: int) -> Change:
+            directory, entry = self._store.directories.create(
+                self._vnodes.directory(request.directory), request.name, mode, request.uid, request.gid, target, now_ns
+            )
+            return Change(lambda p: EntryReply(p(directory), p(entry)), (break_of(directory, NAMES),))
+
+        return self._once(contact, request, lambda: (), apply, request.directory.volume)
+
+    def create_file(self, contact: Contact, request: CreateFile, bulk: bytes | None) -> Reply | Later:
+        kind = stat.S_IFMT(request.mode)
+        if kind not in CREATABLE_TYPES:
+            raise Aborted(AbortCode.PERM, f"files of type {kind:o} cannot be made")
+        return self._create(contact, request, (kind or stat.S_IFREG) | stat.S_IMODE(request.mode))
+
+    def make_dir(self, contact: Contact, request: MakeDir, bulk: bytes | None) -> Reply | Later:
+        return self._create(contact, request, stat.S_IFDIR | stat.S_IMODE(request.mode))
+
+    def symlink(self, contact: Contact, request: Symlink, bulk: bytes | None) -> Reply | Later:
+        if b"\0" in request.target:
+            raise Aborted(AbortCode.INVAL, "a target has no NUL")
+        return self._create(contact, request, stat.S_IFLNK | 0o777, request.target)
+
+    def make_mount_point(self, contact: Contact, request: MakeMountPoint, bulk: bytes | None) -> Reply | Later:
+        if not is_volume_name(request.volume_name):
+            raise Aborted(AbortCode.INVAL, f"{request.volume_name!r} cannot be the name of a volume")
+
+        def apply(now_ns: int) -> Change:
+            directory, entry = self._store.directories.create(
+                self._vnodes.directory(request.directory), request.name, S_IFMNT | 0o755, 0, 0,
+                request.volume_name.encode(), now_ns,
+            )  # fmt: skip
+            return Change(lambda p: EntryReply(p(directory), p(entry)), (break_of(directory, NAMES),))
+
+        return self._once(contact, request, lambda: (), apply, request.directory.volume)
+
+    def link(self, contact: Contact, request: Link, bulk: bytes | None) -> Reply | Later:
+        _check_one_volume(request.fid, request.directory)
+
+        def apply(now_ns: int) -> Change:
+            directory, entry = self._store.directories.link(
+                self._vnodes.directory(request.directory), request.name, self._vnodes.get(request.fid), now_ns
+            )
+            return Change(
+                lambda p: EntryReply(p(directory), p(entry)),
+                (break_of(directory, NAMES), break_of(entry, Changed.STATUS)),
+            )
+
+        return self._once(contact, request, lambda: (self._vnodes.get(request.fid).key,), apply)
+
+    # Names that go
+
+    def _named(self, directory_fid: Any, name: bytes) -> tuple[int, ...]:
+        entry = self._store.directories.lookup(self._vnodes.directory(directory_fid), name)
+        return () if entry is None else (entry.key,)
+
+    def _lost_name(self, contact: Contact, entry: Vnode, not_open: Fid | None) -> tuple[bool, Break]:
+        """A file has one name less: return whether its row is gone, and its break."""
+        if entry.nlink:
+            return False, break_of(entry, Changed.STATUS)
+        holders = self._breaker.may_have_open(entry.fid, contact.host)
+        if entry.fid != not_open:
+            holders.add(contact.host.number)
+        kept = self._store.orphans.hold(entry, holders)
+        return not kept, break_of(entry, Changed.STATUS | Changed.DELETED)
+
+    def remove_file(self, contact: Contact, request: RemoveFile, bulk: bytes | None) -> Reply | Later:
+        def apply(now_ns: int) -> Change:
+            directory, entry = self._store.directories.remove_file(
+                self._vnodes.directory(request.directory), request.name, now_ns
+            )
+            gone, broken = self._lost_name(contact, entry, request.not_open)
+            return Change(
+                lambda p: RemoveFileReply(
+                    p(directory), p(entry) if entry.nlink or entry.fid != request.not_open else self.unpromised(entry)
+                ),
+                (break_of(directory, NAMES), broken),
+                (entry.key,) if gone else (),
+            )
+
+        return self._once(contact, request, lambda: self._named(request.directory, request.name), apply)
+
+    def remove_dir(self, contact: Contact, request: RemoveDir, bulk: bytes | None) -> Reply | Later:
+        def apply(now_ns: int) -> Change:
+            directory, entry = self._store.directories.remove_dir(
+                self._vnodes.directory(request.directory), request.name, now_ns
+            )
+            return Change(
+                lambda p: RemoveDirReply(p(directory), entry.fid),
+                (break_of(directory, NAMES), break_of(entry, NAMES | Changed.DELETED)),
+                (entry.key,),
+            )
+
+        return self._once(contact, request, lambda: (), apply)
+
+    def remove_mount_point(self, contact: Contact, request: RemoveMountPoint, bulk: bytes | None) -> Reply | Later:
+        def apply(now_ns: int) -> Change:
+            directory, entry = self._store.directories.remove_mount_point(
+                self._vnodes.directory(request.directory), request.name, now_ns
+            )
+            return Change(
+                lambda p: RemoveFileReply(p(directory), self.unpromised(entry)),
+                (break_of(directory, NAMES), break_of(entry, Changed.STATUS | Changed.DELETED)),
+                (entry.key,),
+            )
+
+        return self._once(contact, request, lambda: (), apply)
+
+    def rename(self, contact: Contact, request: Rename, bulk: bytes | None) -> Reply | Later:
+        _check_one_volume(request.old_directory, request.new_directory)
+
+        def files() -> tuple[int, ...]:
+            return self._named(request.old_directory, request.old_name) + self._named(
+                request.new_directory, request.new_name
+            )
+
+        return self._once(contact, request, files, lambda now_ns: self._rename(contact, request, now_ns))
+
+    def _rename(self, contact: Contact, request: Rename, now_ns: int) -> Change:
+        flags = RenameFlags(request.flags)
+        old_directory, new_directory, moved, replaced, happened = self._store.directories.rename(
+            self._vnodes.directory(request.old_directory),
+            request.old_name,
+            self._vnodes.directory(request.new_directory),
+            request.new_name,
+            noreplace=bool(flags & RenameFlags.NOREPLACE),
+            exchange=bool(flags & RenameFlags.EXCHANGE),
+            now_ns=now_ns,
+        )
+        breaks: list[Break] = []
+        gone: tuple[int, ...] = ()
+        if happened:
+            breaks += [break_of(d, NAMES) for d in {d.key: d for d in (old_directory, new_directory)}.values()]
+            breaks.append(break_of(moved, Changed.STATUS))
+        if replaced is not None:
+            if replaced.is_dir and not replaced.nlink:
+                breaks.append(break_of(replaced, NAMES | Changed.DELETED))
+                gone = (replaced.key,)
+            elif flags & RenameFlags.EXCHANGE:
+                breaks.append(break_of(replaced, Changed.STATUS))
+            else:
+                is_gone, broken = self._lost_name(contact, replaced, request.not_open)
+                breaks.append(broken)
+                gone = (replaced.key,) if is_gone else ()
+
+        def reply(p: Promise) -> RenameReply:
+            if replaced is None:
+                there = None
+            elif replaced.nlink or (replaced.fid != request.not_open and not replaced.is_dir):
+                there = p(replaced)
+            else:
+                there = self.unpromised(replaced)
+            return RenameReply(p(old_directory), p(new_directory), p(moved), there)
+
+        return Change(reply, tuple(breaks), gone)
+
+
+def _check_one_volume(one: Fid, other: Fid) -> None:
+    if one.volume != other.volume:
+        raise Aborted(AbortCode.XDEV, "they are in different volumes")
