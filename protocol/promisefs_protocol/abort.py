@@ -39,6 +39,9 @@ class AbortCode(enum.IntEnum):
     NOTSUP = 95
     DQUOT = 122
     XATTR_TOO_BIG = 123  # E2BIG
+    KEYEXPIRED = 127  # the caller's token
+    KEYREVOKED = 128  # it, or all of its user's; or the user is gone
+    KEYREJECTED = 129  # it is not one of this cell's
     CHANGED = 124  # another client has changed the file's bytes since the version named
     UNKNOWN_METHOD = 200
     BAD_MESSAGE = 201  # arguments of the wrong type, number or size
@@ -79,6 +82,9 @@ _ERRNO: dict[AbortCode, int] = {
     AbortCode.NOTSUP: errno.EOPNOTSUPP,
     AbortCode.DQUOT: errno.EDQUOT,
     AbortCode.XATTR_TOO_BIG: errno.E2BIG,
+    AbortCode.KEYEXPIRED: errno.EKEYEXPIRED,
+    AbortCode.KEYREVOKED: errno.EKEYREVOKED,
+    AbortCode.KEYREJECTED: errno.EKEYREJECTED,
     AbortCode.CHANGED: errno.EBUSY,
     AbortCode.UNKNOWN_METHOD: errno.EOPNOTSUPP,
     AbortCode.BAD_MESSAGE: errno.EINVAL,

@@ -2,11 +2,12 @@
 
 A frame is a 4-byte big-endian length and that many bytes of one msgpack array:
 
-    [0, xid, method, arguments, bulk]      a call
-    [1, xid, result, bulk]                 its reply
-    [2, xid, code, message]                or its abort
+    [0, xid, context, method, arguments, bulk]      a call
+    [1, xid, result, bulk]                          its reply
+    [2, xid, code, message]                         or its abort
 
-Either side calls; each numbers its own calls. `bulk` is bin or nil and comes last, so that it is sent
+Either side calls; each numbers its own calls. `context` says who calls: the number of a token that was presented on
+this connection, or NOBODY. `bulk` is bin or nil and comes last, so that it is sent
 without being copied into the frame: what `send_*` returns is a list of pieces to write in order.
 
 Invariants
@@ -31,6 +32,8 @@ from .messages import MAX_BULK_BYTES, MAX_LIST, METHOD_OF_REQUEST, METHODS, Meth
 HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = MAX_BULK_BYTES + (1 << 20)
 """A full bulk and a megabyte of arguments beside it."""
+NOBODY = 0
+"""The context of calls that are made under no token."""
 MAX_OPEN_CALLS = 1024
 """Most calls in flight in one direction on one connection."""
 
@@ -53,6 +56,7 @@ class LocalProtocolError(Exception):
 @dataclass(frozen=True, slots=True)
 class CallReceived:
     xid: int
+    context: int
     method: Method
     request: Any
     bulk: bytes | None
@@ -114,13 +118,13 @@ class Connection:
             return 0
         return max(0, int(HEADER.unpack_from(self._buffer)[0]) + HEADER.size - len(self._buffer))
 
-    def send_call(self, request: Any, bulk: Piece | None = None) -> tuple[int, list[Piece]]:
+    def send_call(self, request: Any, bulk: Piece | None = None, context: int = NOBODY) -> tuple[int, list[Piece]]:
         """Return the call's xid and the pieces to write. Raise LocalProtocolError at MAX_OPEN_CALLS."""
         method = METHOD_OF_REQUEST[type(request)]
         if len(self._open) >= MAX_OPEN_CALLS:
             raise LocalProtocolError(f"{MAX_OPEN_CALLS} calls are in flight")
         xid = self._next_xid
-        pieces = self._frame(b"\x95\x00" + _pack(xid) + _pack(method.name) + _pack(request), bulk)
+        pieces = self._frame(b"\x96\x00" + _pack(xid) + _pack(context) + _pack(method.name) + _pack(request), bulk)
         self._next_xid += 1
         self._open[xid] = method
         return xid, pieces
@@ -190,8 +194,8 @@ class Connection:
         if type(frame) is not tuple or any(type(number) is not int for number in frame[:2]):
             raise RemoteProtocolError("a frame that does not begin with two integers")
         match frame:
-            case (0, int() as xid, str() as name, arguments, bytes() | None as bulk):
-                return self._call_event(xid, name, arguments, bulk)
+            case (0, int() as xid, context, str() as name, arguments, bytes() | None as bulk) if type(context) is int:
+                return self._call_event(xid, context, name, arguments, bulk)
             case (1, int() as xid, result, bytes() | None as bulk):
                 method = self._closed_call(xid)
                 if method is _ABANDONED:
@@ -206,12 +210,12 @@ class Connection:
         raise RemoteProtocolError("a frame that is no call, reply or abort")
 
     @staticmethod
-    def _call_event(xid: int, name: str, arguments: Any, bulk: bytes | None) -> Event:
+    def _call_event(xid: int, context: int, name: str, arguments: Any, bulk: bytes | None) -> Event:
         method = METHODS.get(name)
         if method is None:
             return BadCallReceived(xid, name[:40], True, False, f"no method {name[:40]!r}")
         try:
-            return CallReceived(xid, method, method.decode_request(arguments), bulk)
+            return CallReceived(xid, context, method, method.decode_request(arguments), bulk)
         except FieldError as error:
             return BadCallReceived(xid, name, False, isinstance(error, NameTooLong), str(error)[:200])
 

@@ -32,7 +32,7 @@ from .ids import (
 )
 from .locks import HeldLock, Lock, LockOwner
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_BULK_BYTES = 1 << 20
 """Most file data in one FetchData or StoreData."""
 MAX_LIST = 4096

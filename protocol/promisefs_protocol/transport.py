@@ -19,6 +19,7 @@ import trio
 
 from .abort import AbortCode, Aborted, code_of
 from .connection import (
+    NOBODY,
     AbortReceived,
     BadCallReceived,
     CallReceived,
@@ -42,8 +43,9 @@ it no call begins, unless nothing else is going on, and no more are read."""
 
 Reply = tuple[Any, Piece | None]
 """A reply message and its bulk, if any."""
-Handler = Callable[[Any, bytes | None], Reply | Coroutine[Any, Any, Reply]]
-"""Serves one request: at once, or by the coroutine that it returns. Either raises Aborted to refuse it."""
+Handler = Callable[[Any, bytes | None, int], Reply | Coroutine[Any, Any, Reply]]
+"""Serves one request with its bulk and the number of its context: at once, or by the coroutine that it returns. Either
+raises Aborted to refuse it."""
 
 
 class ConnectionLost(Exception):
@@ -128,11 +130,11 @@ class Peer:
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self._stream)
 
-    async def call(self, request: Any, bulk: Piece | None = None) -> tuple[Any, bytes | None]:
+    async def call(self, request: Any, bulk: Piece | None = None, context: int = NOBODY) -> tuple[Any, bytes | None]:
         """Make a call. Return (reply, bulk). Raise Aborted or ConnectionLost; if cancelled, its fate is unknown."""
         if self._closed:
             raise ConnectionLost(self.description)
-        xid, pieces = self._connection.send_call(request, bulk)
+        xid, pieces = self._connection.send_call(request, bulk, context)
         slot = self._slots[xid] = _Slot()
         try:
             self._send(pieces)
@@ -188,7 +190,7 @@ class Peer:
         if self._closed:
             return  # see `_serve_in_task`
         try:
-            reply = self._handler(event.request, event.bulk)
+            reply = self._handler(event.request, event.bulk, event.context)
             if isinstance(reply, tuple):
                 self._send(self._connection.send_reply(event.xid, *reply))
                 return

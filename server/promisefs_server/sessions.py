@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.connection import NOBODY
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
     PROTOCOL_VERSION,
@@ -32,6 +33,8 @@ from promisefs_protocol.messages import (
 )
 from promisefs_protocol.transport import Peer, Reply
 
+from .identity.caller import Caller
+from .identity.identity import UNCHECKED, Identity
 from .operations.parts import Later
 from .promises.breaker import Contact
 from .store.vnodes import key_of
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAGIC = "promisefs"
-OLDEST_VERSION = 1
+OLDEST_VERSION = 2
 HELLO_TIMEOUT_S = 10.0
 """A connection that has not introduced itself by then is closed."""
 GATE_TIMEOUT_S = 10.0
@@ -91,26 +94,26 @@ class Session:
 
     # Calls
 
-    def _handle(self, request: Any, bulk: bytes | None) -> Reply | Coroutine[Any, Any, Reply]:
+    def _handle(self, request: Any, bulk: bytes | None, context: int) -> Reply | Coroutine[Any, Any, Reply]:
         if self._server.draining:
             return _never()
         try:
-            result = self._dispatch(request, bulk)
+            result = self._dispatch(request, bulk, context)
         except sqlite3.Error as error:
             result = partial(_fail, error)
         if isinstance(result, tuple):
             return result
-        again = partial(self._dispatch_and_wait, request, bulk)
+        again = partial(self._dispatch_and_wait, request, bulk, context)
         growing = isinstance(request, _GROWING)
         return self._server.carry_out(
             result, again, f"{self._peer.description}: {type(request).__name__}", growing=growing
         )
 
-    async def _dispatch_and_wait(self, request: Any, bulk: bytes | None) -> Reply:
-        result = self._dispatch(request, bulk)
+    async def _dispatch_and_wait(self, request: Any, bulk: bytes | None, context: int) -> Reply:
+        result = self._dispatch(request, bulk, context)
         return result if isinstance(result, tuple) else await result()
 
-    def _dispatch(self, request: Any, bulk: bytes | None) -> Reply | Later:
+    def _dispatch(self, request: Any, bulk: bytes | None, context: int) -> Reply | Later:
         if isinstance(request, Hello):
             return partial(self._hello, request)
         contact = self._contact
@@ -123,23 +126,30 @@ class Session:
                 raise Aborted(AbortCode.NOT_INTRODUCED, "this is the callbacks connection")
             return partial(self._renew, contact, received_s)
         if contact.host.stale:
-            return partial(self._when_fresh, contact, request, bulk)
-        return self._operate(contact, request, bulk)
+            return partial(self._when_fresh, contact, request, bulk, context)
+        return self._operate(contact, request, bulk, context)
 
     async def _renew(self, contact: Contact, received_s: float) -> Reply:
         await self._server.breaker.renew(contact, received_s)
         return Empty(), None
 
-    async def _when_fresh(self, contact: Contact, request: Any, bulk: bytes | None) -> Reply:
+    async def _when_fresh(self, contact: Contact, request: Any, bulk: bytes | None, context: int) -> Reply:
         await self._server.breaker.wait_fresh(contact, GATE_TIMEOUT_S)
-        result = self._operate(contact, request, bulk)
+        result = self._operate(contact, request, bulk, context)
         return result if isinstance(result, tuple) else await result()
 
-    def _operate(self, contact: Contact, request: Any, bulk: bytes | None) -> Reply | Later:
+    def _operate(self, contact: Contact, request: Any, bulk: bytes | None, context: int) -> Reply | Later:
         operation = self._server.operations.get(type(request))
         if operation is not None:
-            return operation(contact, request, bulk)
+            return operation(Caller(contact, self._identity(context)), request, bulk)
         return self._give_up(contact, request), None
+
+    @staticmethod
+    def _identity(context: int) -> Identity:
+        """Who calls under this number. Abort KEYREJECTED if no token was presented under it on this connection."""
+        if context != NOBODY:
+            raise Aborted(AbortCode.KEYREJECTED, f"this connection has no context {context}")
+        return UNCHECKED
 
     def _give_up(self, contact: Contact, request: Any) -> Empty:
         server = self._server

@@ -20,6 +20,7 @@ from promisefs_client.data.readahead import Readahead
 from promisefs_client.errors import ServerUnavailable
 from promisefs_client.fuse.kernel import KernelCaches
 from promisefs_client.fuse.lock_handlers import CellLocks
+from promisefs_client.identity.key import Key, Keyring
 from promisefs_client.locks.lock_manager import LockManager
 from promisefs_client.names.mount_points import MountPoints
 from promisefs_client.names.namespace import Namespace
@@ -59,7 +60,7 @@ class ScriptedSession(ServerSession):
         """Not carried out."""
 
     async def call(
-        self, request: Any, bulk: Piece | None = None, timeout_s: float | None = None
+        self, request: Any, bulk: Piece | None = None, timeout_s: float | None = None, key: Key | None = None
     ) -> tuple[Any, bytes | None]:
         kind = type(request)
         if kind in self.hold_before:
@@ -67,7 +68,7 @@ class ScriptedSession(ServerSession):
         self.sent.append(request)
         if kind in self.refuse:
             raise Aborted(self.refuse[kind], "refused by the test")
-        answer = await super().call(request, bulk, timeout_s)
+        answer = await super().call(request, bulk, timeout_s, key)
         if kind in self.hold_after:
             await self.hold_after[kind].wait()
         if kind in self.lose_reply:
@@ -129,6 +130,7 @@ class ClientMount:
             Address("memory", 0),
             os.urandom(16),
             "test",
+            Keyring(0),
             timeout_s,
             self.callbacks.serve,
             self.callbacks.reset,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from promisefs_client.identity.key import Keyring
 from promisefs_client.network import session as sessions
 from promisefs_client.network.servers import Server
 from promisefs_client.network.session import ServerSession
@@ -27,7 +28,7 @@ class Slow:
         self.takes = takes
         self.asked = 0
 
-    async def serve(self, request: Any, bulk: bytes | None) -> Any:
+    async def serve(self, request: Any, bulk: bytes | None, context: int) -> Any:
         self.asked += 1
         if self.asked < self.takes:
             await trio.sleep_forever()
@@ -44,9 +45,8 @@ async def session_with(slow: Slow, folder: Path) -> AsyncIterator[ServerSession]
         async def dial(address: Address) -> trio.abc.Stream:
             return await cell.stream()
 
-        yield ServerSession(
-            Server("x"), Address("x", 1), bytes(16), "test", 30.0, slow.serve, nothing, dial, trio.current_time
-        )
+        keys, now = Keyring(0), trio.current_time
+        yield ServerSession(Server("x"), Address("x", 1), bytes(16), "test", keys, 30.0, slow.serve, nothing, dial, now)
 
 
 async def test_it_is_repeated_when_the_answer_took_longer_than_a_lease(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from promisefs_client.identity.key import Keyring
 from promisefs_client.network import session as sessions
 from promisefs_client.network.servers import Server
 from promisefs_client.network.session import Refused, ServerSession
@@ -56,7 +57,7 @@ class Door:
 async def session_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Door, ServerSession]]:
     monkeypatch.setattr(sessions, "LONGEST_RETRY_S", 0.05)
 
-    async def acknowledge(request: Any, bulk: bytes | None) -> Any:
+    async def acknowledge(request: Any, bulk: bytes | None, context: int) -> Any:
         return Empty(), None
 
     async def nothing() -> None:
@@ -64,8 +65,9 @@ async def session_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
     async with running_cell(tmp_path) as server:
         door = Door(server)
+        keys, now = Keyring(0), trio.current_time
         session = ServerSession(
-            Server("x"), Address("x", 1), bytes(16), "test", 30.0, acknowledge, nothing, door.dial, trio.current_time
+            Server("x"), Address("x", 1), bytes(16), "test", keys, 30.0, acknowledge, nothing, door.dial, now
         )
         yield door, session
 

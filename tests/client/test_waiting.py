@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 from promisefs_client.errors import ServerUnavailable
+from promisefs_client.identity.key import Keyring
 from promisefs_client.network import session as sessions
 from promisefs_client.network.servers import Server
 from promisefs_client.network.session import ServerSession
@@ -22,7 +23,8 @@ async def nothing(*_: Any) -> Any:
 async def test_calls_to_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch, autojump_clock: Any) -> None:
     monkeypatch.setattr(sessions, "MAX_WAITING", 3)
     now = trio.current_time
-    session = ServerSession(Server("x"), Address("x", 1), bytes(16), "test", 30.0, nothing, nothing, nothing, now)
+    keys = Keyring(0)
+    session = ServerSession(Server("x"), Address("x", 1), bytes(16), "test", keys, 30.0, nothing, nothing, nothing, now)
     failed_at = []
 
     async def call() -> None:

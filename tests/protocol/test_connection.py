@@ -35,12 +35,13 @@ def test_calls_and_replies_survive_any_splitting_and_order(script: list[Exchange
     link = Link()
     xids = []
     for exchange in script:
-        xid, pieces = link.client.send_call(exchange.request, exchange.request_bulk)
+        xid, pieces = link.client.send_call(exchange.request, exchange.request_bulk, context=len(xids))
         xids.append(xid)
         link.to_server += joined(pieces)
     assert link.client.open_calls == len(script)
     calls: list[Any] = link.pass_to_server(draw_cuts(data, len(link.to_server)))
     assert [c.xid for c in calls] == xids
+    assert [c.context for c in calls] == list(range(len(script)))
     for call, exchange in zip(calls, script, strict=True):
         assert type(call) is CallReceived
         assert same(call.request, exchange.request)

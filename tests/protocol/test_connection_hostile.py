@@ -46,7 +46,7 @@ def receive_hostile(data: bytes, cuts: list[int]) -> None:
     try:
         deliver(connection, data, cuts)
     except RemoteProtocolError:
-        for more in (b"", frame_of([0, 9, "CB.Probe", [], None])):
+        for more in (b"", frame_of([0, 9, 0, "CB.Probe", [], None])):
             with pytest.raises(RemoteProtocolError):
                 connection.receive(more)
         return
@@ -68,7 +68,9 @@ plain = st.recursive(
 )
 nearly_frames = st.lists(
     st.tuples(st.sampled_from([0, 1, 2, True, 1.0, 3]), st.integers(0, 5), plain, plain)
-    | st.tuples(st.just(0), st.integers(0, 5), st.sampled_from(sorted(METHODS)), plain, st.none() | plain)
+    | st.tuples(
+        st.just(0), st.integers(0, 5), st.integers(0, 5), st.sampled_from(sorted(METHODS)), plain, st.none() | plain
+    )
     | plain,
     max_size=4,
 )
@@ -131,7 +133,7 @@ def test_a_frame_at_the_limit_may_come() -> None:
     [
         b"",
         b"\xc1",
-        b"\x95",
+        b"\x96",
         b"\x94\x01",
         b"\xdd\xff\xff\xff\xff",  # array of 2**32-1
         b"\xdc\xff\xff" + b"\xc0" * 65535,
@@ -158,11 +160,11 @@ def test_bodies_that_are_no_frame(body: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         connection.receive(framed(body))
     with pytest.raises(RemoteProtocolError):
-        connection.receive(frame_of([0, 9, "CB.Probe", [], None]))
+        connection.receive(frame_of([0, 9, 0, "CB.Probe", [], None]))
 
 
 def test_bulk_beyond_the_limit_is_refused() -> None:
-    head = msgpack.packb([0, 1, "CB.Probe", [], None])[:-1]
+    head = msgpack.packb([0, 1, 0, "CB.Probe", [], None])[:-1]
     body = head + struct.pack(">BI", 0xC6, MAX_BULK_BYTES + 1) + bytes(MAX_BULK_BYTES + 1)
     with pytest.raises(RemoteProtocolError):
         Connection().receive(framed(body))
@@ -192,19 +194,19 @@ def test_nested_arrays_that_claim_much_cost_little(depth: int, head: bytes) -> N
 
 def test_the_peer_gets_an_abort_for_a_call_that_is_framed_well() -> None:
     connection = Connection()
-    (event,) = connection.receive(frame_of([0, 5, "FS.Nonsense" * 10, [], None]))
+    (event,) = connection.receive(frame_of([0, 5, 0, "FS.Nonsense" * 10, [], None]))
     assert isinstance(event, BadCallReceived)
     assert event.unknown_method
     assert event.xid == 5
     assert len(event.method_name) <= 40
-    (event,) = connection.receive(frame_of([0, 6, "FS.FetchStatus", [1], None]))
+    (event,) = connection.receive(frame_of([0, 6, 0, "FS.FetchStatus", [1], None]))
     assert isinstance(event, BadCallReceived)
     assert not event.unknown_method
     assert not event.name_too_long
-    (event,) = connection.receive(frame_of([0, 7, "FS.Lookup", [[1, 1, 1], b"x" * 256], None]))
+    (event,) = connection.receive(frame_of([0, 7, 0, "FS.Lookup", [[1, 1, 1], b"x" * 256], None]))
     assert isinstance(event, BadCallReceived)
     assert event.name_too_long
-    (event,) = connection.receive(frame_of([0, 8, "FS.Lookup", [[1, 1, 1], b"x" * 255], None]))
+    (event,) = connection.receive(frame_of([0, 8, 0, "FS.Lookup", [[1, 1, 1], b"x" * 255], None]))
     assert isinstance(event, CallReceived)
 
 
@@ -212,13 +214,20 @@ def test_the_peer_gets_an_abort_for_a_call_that_is_framed_well() -> None:
 def test_an_xid_is_an_integer(xid: object) -> None:
     connection = connection_with_open_calls()
     with pytest.raises(RemoteProtocolError):
-        connection.receive(frame_of([0, xid, "CB.Probe", [], None]))
+        connection.receive(frame_of([0, xid, 0, "CB.Probe", [], None]))
+
+
+@pytest.mark.parametrize("context", [True, None, 1.0, "1", b"1", []])
+def test_a_context_is_an_integer(context: object) -> None:
+    connection = connection_with_open_calls()
+    with pytest.raises(RemoteProtocolError):
+        connection.receive(frame_of([0, 1, context, "CB.Probe", [], None]))
 
 
 def test_events_before_the_fault_in_the_same_bytes_are_not_given_after_it() -> None:
     """The connection is torn down as a whole; a call whose abort could not be sent is not begun."""
     connection = Connection()
-    good = frame_of([0, 1, "CB.Probe", [], None])
+    good = frame_of([0, 1, 0, "CB.Probe", [], None])
     with pytest.raises(RemoteProtocolError):
         connection.receive(good + framed(b"\xc1"))
     with pytest.raises(RemoteProtocolError):

@@ -37,7 +37,7 @@ def entry(vnode: int) -> StatusReply:
     return StatusReply(PromisedStatus(Fid(1, vnode, 1), STATUS, 60))
 
 
-async def refuse_all(request: Any, bulk: bytes | None) -> Reply:
+async def refuse_all(request: Any, bulk: bytes | None, context: int) -> Reply:
     raise AssertionError(f"no call was expected: {request}")
 
 
@@ -68,7 +68,7 @@ def frame_of(value: object) -> bytes:
 
 
 async def test_calls_in_both_directions_at_once() -> None:
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         return Empty(), bulk
 
     async with joined_peers(serve, serve) as (client, server), trio.open_nursery() as nursery:
@@ -88,7 +88,7 @@ async def test_a_handler_may_answer_at_once_or_by_a_coroutine() -> None:
         await gate.wait()
         return Empty(), b"later"
 
-    def serve(request: Any, bulk: bytes | None) -> Reply | Coroutine[Any, Any, Reply]:
+    def serve(request: Any, bulk: bytes | None, context: int) -> Reply | Coroutine[Any, Any, Reply]:
         match bulk:
             case b"refuse":
                 raise Aborted(AbortCode.NOENT, "")
@@ -113,7 +113,7 @@ async def test_replies_leave_in_the_order_in_which_they_are_ready() -> None:
     gates = {i: trio.Event() for i in range(1, 6)}
     done: list[int] = []
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         await gates[request.fid.vnode].wait()
         return entry(request.fid.vnode), None
 
@@ -138,7 +138,7 @@ async def test_megabytes_both_ways_through_a_narrow_pipe() -> None:
     a, b = trio.testing.lockstep_stream_pair()
     content = bytes(range(256)) * 4096
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         assert bulk is None or bulk == content
         return entry(request.fid.vnode), content if isinstance(request, FetchData) else None
 
@@ -160,7 +160,7 @@ async def test_a_cancelled_call_does_not_garble_the_stream() -> None:
     """Cancelled at every moment: before, while and after its frame is sent, and when its answer comes."""
     content = bytes(range(256)) * 1024
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         for _ in range(request.fid.vnode % 5):
             await trio.lowlevel.checkpoint()
         return entry(request.fid.vnode), bulk
@@ -182,7 +182,7 @@ async def test_a_caller_cancelled_between_two_answers_of_one_batch() -> None:
     """The batch ends with [a call too many, reply]: the reader waits for room, and the reply's caller is gone then."""
     gate = trio.Event()
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         await gate.wait()
         return entry(1), None
 
@@ -199,7 +199,7 @@ async def test_a_caller_cancelled_between_two_answers_of_one_batch() -> None:
             nursery.start_soon(call)
             await trio.testing.wait_all_tasks_blocked()
             fetches = [
-                frame_of([0, i, "FS.FetchData", [[1, 1, 1], 0, 1 << 20], None])
+                frame_of([0, i, 0, "FS.FetchData", [[1, 1, 1], 0, 1 << 20], None])
                 for i in range((MAX_BYTES_SERVED >> 20) + 1)
             ]
             await b.send_all(b"".join(fetches) + frame_of([1, 1, [], None]))
@@ -266,7 +266,7 @@ async def test_a_sender_that_is_stuck_does_not_keep_the_connection_from_ending(h
     """The peer half-closes and reads no more while an answer to it is being sent."""
     a, b = memory_stream_pair()
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         return Empty(), None
 
     peer = Peer(a, serve, "to client")
@@ -282,7 +282,7 @@ async def test_a_sender_that_is_stuck_does_not_keep_the_connection_from_ending(h
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(peer.run)
-            await b.send_all(frame_of([0, 1, "CB.Probe", [], None]))
+            await b.send_all(frame_of([0, 1, 0, "CB.Probe", [], None]))
             await stuck.wait()
             if how == "eof":
                 await b.send_eof()
@@ -292,7 +292,7 @@ async def test_a_sender_that_is_stuck_does_not_keep_the_connection_from_ending(h
 
 
 async def test_aborts_reach_the_caller() -> None:
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         raise Aborted(AbortCode.NOENT, "no \udcff here")
 
     async with joined_peers(serve) as (client, _):
@@ -320,7 +320,7 @@ async def test_a_handler_that_fails_costs_one_call_only(
 ) -> None:
     faults = [fault]
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         if faults:
             raise faults.pop()
         return Empty(), None
@@ -338,7 +338,7 @@ async def test_a_handler_that_fails_costs_one_call_only(
 async def test_a_reply_that_cannot_be_packed_is_a_defect_of_the_handler(caplog: pytest.LogCaptureFixture) -> None:
     replies: list[Reply] = [(object(), None), (Empty(), bytes(2 << 20)), (Empty(), b"good")]
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         return replies.pop(0)
 
     async with joined_peers(serve) as (client, _):
@@ -367,15 +367,15 @@ async def test_a_reply_that_cannot_be_packed_is_a_defect_of_the_handler(caplog: 
 async def test_calls_that_do_not_fit_are_refused_and_the_connection_lives(
     name: str, arguments: object, code: AbortCode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         assert request == RenewLease()
         return Empty(), None
 
     a, b = memory_stream_pair()
     async with running(Peer(b, serve, "to client")):
-        await a.send_all(frame_of([0, 5, name, arguments, None]))
+        await a.send_all(frame_of([0, 5, 0, name, arguments, None]))
         assert (await receive_frame(a))[:3] == [2, 5, code]
-        await a.send_all(frame_of([0, 6, "CB.RenewLease", [], None]))
+        await a.send_all(frame_of([0, 6, 0, "CB.RenewLease", [], None]))
         assert await receive_frame(a) == [1, 6, [], None]
     assert len(caplog.records) == 1  # one line for the refusal
 
@@ -407,7 +407,7 @@ async def test_calls_served_at_a_time_are_bounded() -> None:
     started = most = 0
     finished = 0
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         nonlocal started, most, finished
         started += 1
         most = max(most, started - finished)
@@ -429,7 +429,7 @@ async def test_calls_served_at_a_time_are_bounded() -> None:
 async def test_what_is_being_served_is_cancelled_when_the_connection_ends() -> None:
     ended = trio.Event()
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         try:
             await trio.sleep_forever()
         finally:
@@ -469,7 +469,7 @@ async def test_no_call_begins_after_close_though_one_was_waiting_for_its_turn() 
     begun: list[int] = []
     freed = trio.Event()
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         begun.append(request.fids[0].vnode)
         with trio.CancelScope(shield=True):
             await freed.wait()
@@ -496,7 +496,7 @@ async def test_no_call_begins_after_close_though_one_was_waiting_for_its_turn() 
 async def test_closing_cancels_what_is_being_served_at_once() -> None:
     cancelled = trio.Event()
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         try:
             await trio.sleep_forever()
         finally:
@@ -520,7 +520,7 @@ async def test_a_peer_that_does_not_read_has_a_bounded_number_of_bytes_fetched_f
     size = 1 << 20
     served = 0
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         nonlocal served
         served += 1
         return entry(1), bytes(size)
@@ -547,7 +547,7 @@ async def test_calls_with_bulk_that_cannot_be_served_yet_are_not_all_read() -> N
     held = trio.Event()
     served = 0
 
-    async def serve(request: Any, bulk: bytes | None) -> Reply:
+    async def serve(request: Any, bulk: bytes | None, context: int) -> Reply:
         nonlocal served
         served += 1
         await held.wait()

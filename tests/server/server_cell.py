@@ -15,6 +15,7 @@ import trio.testing
 from promisefs_protocol.abort import Aborted
 from promisefs_protocol.ids import Fid, PromisedStatus
 from promisefs_protocol.messages import (
+    PROTOCOL_VERSION,
     AnswerLocks,
     Break,
     CallBack,
@@ -78,7 +79,7 @@ class Client:
         self.hello: HelloReply
 
     async def open_peer(self, handler: Any = None) -> Peer:
-        async def refuse(request: Any, bulk: bytes | None) -> Any:
+        async def refuse(request: Any, bulk: bytes | None, context: int) -> Any:
             raise AssertionError(request)
 
         peer = Peer(await self._connect(), handler or refuse, "server")
@@ -86,7 +87,7 @@ class Client:
         return peer
 
     def hello_as(self, role: str) -> Hello:
-        return Hello("promisefs", 1, 1, self.uuid, role, "test")
+        return Hello("promisefs", PROTOCOL_VERSION, PROTOCOL_VERSION, self.uuid, role, "test")
 
     async def connect_callbacks(self) -> None:
         self.callbacks = await self.open_peer(self._handle)
@@ -103,7 +104,7 @@ class Client:
             self.root = (await self.call(GetEntryByName(self.volume))).root
         return self
 
-    async def _handle(self, request: Any, bulk: bytes | None) -> Any:
+    async def _handle(self, request: Any, bulk: bytes | None, context: int) -> Any:
         if isinstance(request, CallBack):
             self.breaks += request.breaks
             await self.acknowledge.wait()

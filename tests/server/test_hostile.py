@@ -17,7 +17,16 @@ from promisefs_protocol import fields
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.connection import HEADER, MAX_FRAME_BYTES
 from promisefs_protocol.ids import Fid
-from promisefs_protocol.messages import METHODS, FetchStatus, Hello, InlineBulkStatus, Lookup, Operation, Role
+from promisefs_protocol.messages import (
+    METHODS,
+    PROTOCOL_VERSION,
+    FetchStatus,
+    Hello,
+    InlineBulkStatus,
+    Lookup,
+    Operation,
+    Role,
+)
 from promisefs_protocol.transport import ConnectionLost
 from promisefs_server.promises.hosts import Host
 from server_cell import LEASE_S, Cell, in_background, running_cell, settled
@@ -60,7 +69,7 @@ async def test_forged_fids(cell: Cell, change: dict[str, int], code: AbortCode) 
 
 @pytest.mark.parametrize(
     ("oldest", "newest", "code"),
-    [(2, 9, AbortCode.BAD_VERSION), (0, 0, AbortCode.BAD_VERSION), (5, 1, AbortCode.BAD_VERSION), (0, 7, None)],
+    [(3, 9, AbortCode.BAD_VERSION), (0, 1, AbortCode.BAD_VERSION), (5, 1, AbortCode.BAD_VERSION), (0, 7, None)],
 )
 async def test_versions(cell: Cell, oldest: int, newest: int, code: AbortCode | None) -> None:
     client = await cell.connected()
@@ -68,11 +77,19 @@ async def test_versions(cell: Cell, oldest: int, newest: int, code: AbortCode | 
     hello = Hello("promisefs", oldest, newest, client.uuid, Role.CALLS, "")
     if code is None:
         reply, _ = await peer.call(hello)
-        assert reply.version == 1
+        assert reply.version == PROTOCOL_VERSION
     else:
         with pytest.raises(Aborted) as refusal:
             await peer.call(hello)
         assert refusal.value.code == code
+
+
+async def test_a_context_that_was_not_made_on_this_connection(cell: Cell) -> None:
+    client = await cell.connected()
+    for context in (1, -1, 2**63):
+        with pytest.raises(Aborted) as refusal:
+            await client.calls.call(FetchStatus(client.root), context=context)
+        assert refusal.value.code == AbortCode.KEYREJECTED
 
 
 async def test_hello_comes_first_and_in_time(mock_clock: MockClock, folder: Path) -> None:
@@ -296,7 +313,7 @@ def test_any_arguments_are_refused_clearly(folders: Any, data: st.DataObject) ->
         async with running_cell(folders()) as cell:
             stream = await cell.stream()
             for xid, (method, arguments) in enumerate(calls):
-                frame = msgpack.packb([0, xid, method, arguments, None])
+                frame = msgpack.packb([0, xid, 0, method, arguments, None])
                 await stream.send_all(HEADER.pack(len(frame)) + frame)
             answers = b""
             with trio.fail_after(10):

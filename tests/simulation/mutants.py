@@ -19,6 +19,7 @@ from promisefs_client.data.filestore import FileStore
 from promisefs_client.data.whole_pages import Twins
 from promisefs_client.fuse.kernel import KernelCaches
 from promisefs_client.fuse.listings import ListingsInFlight
+from promisefs_client.identity.key import Key
 from promisefs_client.names.namespace import Namespace
 from promisefs_client.network.callbacks import CallbackService
 from promisefs_client.network.cell import Cell
@@ -372,8 +373,10 @@ def _() -> Sequence[AbstractContextManager[Any]]:
 def _() -> Sequence[AbstractContextManager[Any]]:
     original = ServerSession.call
 
-    async def call(self: ServerSession, request: Any, bulk: Any = None, timeout_s: float | None = None) -> Any:
-        return await original(self, request, bulk, math.inf)
+    async def call(
+        self: ServerSession, request: Any, bulk: Any = None, timeout_s: float | None = None, key: Key | None = None
+    ) -> Any:
+        return await original(self, request, bulk, math.inf, key)
 
     return [patch.object(ServerSession, "call", call)]
 

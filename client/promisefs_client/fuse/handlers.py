@@ -27,6 +27,7 @@ from promisefs_client.data.ranges import Ranges
 from promisefs_client.data.readahead import Readahead
 from promisefs_client.data.resizing import correct_size, show_end
 from promisefs_client.errors import FsError, ServerUnavailable
+from promisefs_client.identity.key import Key, act_with, acting_with
 from promisefs_client.locks.lock_manager import LockManager
 from promisefs_client.names.mount_points import MountPoints
 from promisefs_client.names.namespace import Namespace, Owner
@@ -68,7 +69,7 @@ def handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corout
     async def handle(*args: P.args, **kwargs: P.kwargs) -> R:
         UPCALLS.counts[name] = UPCALLS.counts.get(name, 0) + 1
         try:
-            with handling():
+            with handling(), acting_with(_caller_key(args)):
                 return await function(*args, **kwargs)
         except pyfuse3.FUSEError:
             raise
@@ -86,11 +87,18 @@ def handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corout
     return handle
 
 
-class _OpenFile:
-    __slots__ = ("is_appending", "keeps_privileges", "readahead", "reads_and_writes", "vnode")
+def _caller_key(args: Sequence[Any]) -> Key | None:
+    """The key of the process that a handler is called for; None if the kernel does not say which that is."""
+    operations, context = args[0], args[-1]
+    return operations.keys.of(context.uid) if isinstance(context, pyfuse3.RequestContext) else None
 
-    def __init__(self, vnode: Vnode, flags: int, uid: int) -> None:
+
+class _OpenFile:
+    __slots__ = ("is_appending", "keeps_privileges", "key", "readahead", "reads_and_writes", "vnode")
+
+    def __init__(self, vnode: Vnode, flags: int, uid: int, key: Key) -> None:
         self.vnode = vnode
+        self.key = key  # of who opened it
         self.is_appending = bool(flags & os.O_APPEND) and flags & os.O_ACCMODE != os.O_RDONLY
         self.reads_and_writes = flags & os.O_ACCMODE == os.O_RDWR
         self.keeps_privileges = keeps_privileges(uid)
@@ -112,10 +120,11 @@ class _OpenFile:
 
 
 class _OpenDirectory:
-    __slots__ = ("listing", "vnode")
+    __slots__ = ("key", "listing", "vnode")
 
-    def __init__(self, vnode: Vnode) -> None:
+    def __init__(self, vnode: Vnode, key: Key) -> None:
         self.vnode = vnode
+        self.key = key  # of who opened it
         self.listing: list[tuple[bytes, Fid]] | None = None  # one snapshot for each rewind
 
 
@@ -138,6 +147,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._on_init = on_init
         self._cell = cell
+        self.keys = cell.keys
         self._table = cell.table
         self._files = files
         self._locks = locks
@@ -164,6 +174,17 @@ class Operations(pyfuse3.Operations):
         if vnode.deleted:
             raise FsError(errno.ENOENT)
         return vnode
+
+    def _file(self, handle: int) -> _OpenFile:
+        """The open file, for whose opener the request is carried out from here on."""
+        file = self._open_files[handle]
+        act_with(file.key)
+        return file
+
+    def _open_directory(self, handle: int) -> _OpenDirectory:
+        directory = self._open_directories[handle]
+        act_with(directory.key)
+        return directory
 
     def _attributes(self, vnode: Vnode) -> pyfuse3.EntryAttributes:
         return attributes_of(vnode, self._table.remaining_s(vnode, self._cell.now()), 0)
@@ -287,6 +308,7 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         vnode = self._vnode(inode)
         if fh is not None:
+            self._file(fh)
             await self._locks.check(fh)
         mode = attr.st_mode if fields.update_mode else None
         if fields.update_size and mode is None and not keeps_privileges(ctx.uid):
@@ -361,7 +383,7 @@ class Operations(pyfuse3.Operations):
         """A handle for a vnode that is counted as open already."""
         vnode.kernel_pages = True
         handle = self._new_handle()
-        file = self._open_files[handle] = _OpenFile(vnode, flags, uid)
+        file = self._open_files[handle] = _OpenFile(vnode, flags, uid, self.keys.of(uid))
         vnode.read_write_opens += file.reads_and_writes
         vnode.append_opens += file.is_appending
         self._table.open_mmaps.opened(vnode, handle)
@@ -391,7 +413,7 @@ class Operations(pyfuse3.Operations):
 
     @handler  # pyfuse3 takes any buffer
     async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
-        file = self._open_files[fh]
+        file = self._file(fh)
         vnode = file.vnode
         await self._locks.check(fh)
         data = await self._files.read(vnode, off, size, file.readahead)
@@ -403,7 +425,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        file = self._open_files[fh]
+        file = self._file(fh)
         vnode = file.vnode
         await self._locks.check(fh)
         if not file.keeps_privileges and not current_request().from_page_cache:
@@ -436,7 +458,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def flush(self, fh: int) -> None:
-        vnode = self._open_files[fh].vnode
+        vnode = self._file(fh).vnode
         self._table.open_mmaps.flushed(vnode, fh, self._cell.now())
         try:
             await self._files.store(vnode, sync=False)
@@ -445,12 +467,13 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def fsync(self, fh: int, datasync: bool) -> None:
+        vnode = self._file(fh).vnode
         await self._locks.check(fh)
-        await self._files.store(self._open_files[fh].vnode, sync=True)
+        await self._files.store(vnode, sync=True)
 
     @handler
     async def release(self, fh: int) -> None:
-        vnode = self._open_files[fh].vnode
+        vnode = self._file(fh).vnode
         try:
             # What a mapping wrote after the last flush arrives only now.
             if vnode.deleted and vnode.opens == 1:
@@ -475,13 +498,13 @@ class Operations(pyfuse3.Operations):
         vnode = self._vnode(inode)
         await self._cell.validate(vnode)
         handle = self._new_handle()
-        self._open_directories[handle] = _OpenDirectory(self._table.add_open(vnode))
+        self._open_directories[handle] = _OpenDirectory(self._table.add_open(vnode), self.keys.of(ctx.uid))
         return handle
 
     @handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         self._cell.kernel.listings.parsed(fh)
-        handle = self._open_directories[fh]
+        handle = self._open_directory(fh)
         directory = handle.vnode
         if handle.listing is None or start_id == 0:
             handle.listing = [] if directory.deleted else await self._list_with_dots(directory)
@@ -529,7 +552,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._files.sync_names(self._open_directories[fh].vnode)
+        await self._files.sync_names(self._open_directory(fh).vnode)
 
     # Extended attributes
 

@@ -23,7 +23,7 @@ class CellLocks(RangeHandlers):
     @handler
     async def getlk(self, inode: int, fh: int, owner: int, lock: FileLock) -> FileLock | None:
         wanted = Lock(lock.kind, lock.start, lock.end, lock.pid)
-        found = await self._locks.get(self._open_files[fh].vnode, LockOwner(False, owner), wanted)
+        found = await self._locks.get(self._file(fh).vnode, LockOwner(False, owner), wanted)
         return None if found is None else FileLock(LockKind(found.kind), found.start, found.end, found.pid)
 
     @handler
@@ -35,7 +35,7 @@ class CellLocks(RangeHandlers):
         await self._set(fh, LockOwner(True, owner), FileLock(kind, *WHOLE_FILE, 0), wait)
 
     async def _set(self, fh: int, owner: LockOwner, lock: FileLock, wait: bool) -> None:
-        vnode = self._open_files[fh].vnode
+        vnode = self._file(fh).vnode
         if lock.kind == LockKind.UNLOCK:
             await self._locks.unlock(vnode, owner, lock.start, lock.end)
         else:

@@ -21,8 +21,9 @@ class RangeHandlers(Operations):
     async def lseek(self, inode: int, fh: int, offset: int, whence: int) -> int:
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise FsError(errno.EINVAL)
+        vnode = self._file(fh).vnode
         await self._locks.check(fh)
-        return await self._ranges.seek(self._open_files[fh].vnode, offset, hole=whence == os.SEEK_HOLE)
+        return await self._ranges.seek(vnode, offset, hole=whence == os.SEEK_HOLE)
 
     @handler
     async def copy_file_range(
@@ -41,7 +42,7 @@ class RangeHandlers(Operations):
         return await self._ranges.copy(self._open_files[fh_in].vnode, offset_in, vnode, offset_out, length)
 
     async def _about_to_change(self, fh: int) -> Vnode:
-        file = self._open_files[fh]
+        file = self._file(fh)
         await self._locks.check(fh)
         if not file.keeps_privileges:
             await self._drop_privileges(file.vnode)

@@ -47,7 +47,7 @@ class CallbackService:
         self.overdue = 0
         """Of the early acknowledgements: those whose kernel work has not ended yet."""
 
-    async def serve(self, request: Any, bulk: bytes | None) -> Reply:
+    async def serve(self, request: Any, bulk: bytes | None, context: int) -> Reply:
         match request:
             case CallBack():
                 return await self._call_back(request), None

@@ -49,6 +49,7 @@ from promisefs_client.data.contents import FileContents
 from promisefs_client.errors import ServerUnavailable
 from promisefs_client.fuse.kernel import KernelCaches
 from promisefs_client.fuse.requests import outlive_request
+from promisefs_client.identity.key import Key
 from promisefs_client.vnodes.vnode import Vnode
 from promisefs_client.vnodes.vnode_table import KernelWork, VnodeTable
 from promisefs_client.vnodes.volumes import Volume
@@ -115,16 +116,17 @@ def volume_of(request: Any) -> int:
 class Asking:
     """Context manager of one call that brings statuses, see `Cell.ask`."""
 
-    __slots__ = ("_bulk", "_cell", "_mark", "_request")
+    __slots__ = ("_bulk", "_cell", "_key", "_mark", "_request")
 
-    def __init__(self, cell: Cell, request: Any, bulk: Piece | None) -> None:
+    def __init__(self, cell: Cell, request: Any, bulk: Piece | None, key: Key | None) -> None:
         self._cell = cell
         self._request = request
         self._bulk = bulk
+        self._key = key
         self._mark: CallMark
 
     async def __aenter__(self) -> Answer:
-        answer = await self._cell.begin_asking(self._request, self._bulk)
+        answer = await self._cell.begin_asking(self._request, self._bulk, self._key)
         self._mark = answer.mark
         return answer
 
@@ -159,6 +161,7 @@ class Cell:
         now: Clock = clock.now,
     ) -> None:
         self.sessions = sessions
+        self.keys = next(iter(sessions.values())).keys
         self.locator = locator
         self.timeout_s = next(iter(sessions.values())).timeout_s
         """How long an operation waits for servers."""
@@ -191,45 +194,45 @@ class Cell:
         """Whether the vnode's server can be asked at this moment."""
         return self.sessions[vnode.server].connected
 
-    async def call(self, request: Any, bulk: Piece | None = None) -> tuple[Any, bytes | None]:
-        """Make a call that brings no status. Raise Aborted, ServerUnavailable."""
-        answer = await self.begin_asking(request, bulk)
+    async def call(self, request: Any, bulk: Piece | None = None, key: Key | None = None) -> tuple[Any, bytes | None]:
+        """Make a call that brings no status. Raise Aborted, ServerUnavailable. `key`: as of ServerSession.call."""
+        answer = await self.begin_asking(request, bulk, key)
         answer.mark.server.end_call(answer.mark)
         return answer.reply, answer.bulk
 
-    def ask(self, request: Any, bulk: Piece | None = None) -> Asking:
-        """Make a call; inside the block, without awaiting, install what the Answer brings.
+    def ask(self, request: Any, bulk: Piece | None = None, key: Key | None = None) -> Asking:
+        """Make a call; inside the block, without awaiting, install what the Answer brings. `key`: as of `call`.
 
         Raise Aborted, VolumeGone if it concerns a volume that no server has, ServerUnavailable.
         """
-        return Asking(self, request, bulk)
+        return Asking(self, request, bulk, key)
 
-    async def begin_asking(self, request: Any, bulk: Piece | None) -> Answer:
+    async def begin_asking(self, request: Any, bulk: Piece | None, key: Key | None) -> Answer:
         """Call the server that has the volume; once more if it is found to be on another one. `end_call` follows."""
         volume = self.table.volumes[volume_of(request)]
         refused = False
         if volume.located:
             try:
-                return await self._call_there(volume, request, bulk)
+                return await self._call_there(volume, request, bulk, key)
             except _NotThere:
                 refused = True
         with trio.move_on_after(self.timeout_s):
             while True:
                 await self._locate(volume, refused)
                 try:
-                    return await self._call_there(volume, request, bulk)
+                    return await self._call_there(volume, request, bulk, key)
                 except _NotThere as refusal:
                     if refused:
                         raise VolumeGone(refusal.code, refusal.message) from None
                     refused = True
         raise ServerUnavailable(f"{type(request).__name__}: volume {volume.name!r} was not found in time")
 
-    async def _call_there(self, volume: Volume, request: Any, bulk: Piece | None) -> Answer:
+    async def _call_there(self, volume: Volume, request: Any, bulk: Piece | None, key: Key | None) -> Answer:
         """Call the server where we believe the volume to be. Raise _NotThere."""
         server = volume.server
         mark = server.begin_call(self.now())
         try:
-            reply, data = await self.sessions[server].call(request, bulk)
+            reply, data = await self.sessions[server].call(request, bulk, key=key)
         except BaseException as error:
             server.end_call(mark)
             if not isinstance(error, Aborted):

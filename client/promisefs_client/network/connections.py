@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import uuid
 from functools import partial
@@ -13,6 +14,7 @@ from promisefs_protocol.messages import FetchStatus
 from promisefs_protocol.tcp import connect
 
 from promisefs_client.errors import ExitCode, FsError, ServerUnavailable, UserError
+from promisefs_client.identity.key import Keyring
 from promisefs_client.locks.lock_manager import LockManager
 from promisefs_client.options import MountOptions, Source
 from promisefs_client.vnodes.volumes import Volume, Volumes
@@ -39,12 +41,13 @@ class Connections:
         self.callbacks: list[CallbackService] = []
         self.volumes = Volumes()
         client = uuid.uuid4().bytes
+        keys = Keyring(os.geteuid())
         for address in source.servers:
             server = Server(str(address))
             service = CallbackService(server, options.ack_wait_s)
             self.callbacks.append(service)
             self.sessions[server] = ServerSession(
-                server, address, client, description, options.timeout_s, service.serve, service.reset, dial, now
+                server, address, client, description, keys, options.timeout_s, service.serve, service.reset, dial, now
             )
         self.locator = Locator(list(self.sessions.values()), self.volumes)
 

@@ -26,7 +26,7 @@ from typing import Any
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.address import Address
-from promisefs_protocol.connection import Piece
+from promisefs_protocol.connection import NOBODY, Piece
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
     PROTOCOL_VERSION,
@@ -63,6 +63,7 @@ from promisefs_protocol.transport import ConnectionLost, Handler, Peer, Reply
 
 from promisefs_client.errors import ServerUnavailable
 from promisefs_client.fuse.requests import ONLY_IF_KILLED, SIGNAL_PATIENCE_S, interruptible
+from promisefs_client.identity.key import Key, Keyring, current_key
 from promisefs_client.locks.prompt import Promptly
 
 from . import clock
@@ -127,6 +128,7 @@ class ServerSession:
         address: Address,
         client: bytes,
         description: str,
+        keys: Keyring,
         timeout_s: float,
         on_callback: Handler,
         on_lease_lost: Callable[[], Awaitable[None]],
@@ -135,6 +137,7 @@ class ServerSession:
     ) -> None:
         self.server = server
         self.address = address
+        self.keys = keys
         self.timeout_s = timeout_s
         self.lease_s = 0.0
         self.connects = 0
@@ -178,10 +181,11 @@ class ServerSession:
     # Calls
 
     async def call(
-        self, request: Any, bulk: Piece | None = None, timeout_s: float | None = None
+        self, request: Any, bulk: Piece | None = None, timeout_s: float | None = None, key: Key | None = None
     ) -> tuple[Any, bytes | None]:
         """Call the server, waiting and repeating as needed. Raise Aborted, or ServerUnavailable after `timeout`.
 
+        The call goes under `key`: by default that of whoever this task works for, and if there is none the mount's own.
         A change of names is numbered here, whatever its `operation` is: UNNUMBERED.
         """
         method = METHOD_OF_REQUEST[type(request)]
@@ -191,29 +195,32 @@ class ServerSession:
             raise ServerUnavailable(f"{method.name}: {MAX_WAITING} calls wait for {self.address} already")
         self._next_call += 1
         number = self._next_call
+        key = key or current_key() or self.keys.own
         self._waiting[number] = self._now()
         try:
             with trio.move_on_after(self.timeout_s if timeout_s is None else timeout_s):
                 async with Promptly(self._slots):
                     if not method.names_once:
-                        return await self._call_repeatedly(method, request, bulk)
+                        return await self._call_repeatedly(method, request, bulk, key)
                     with self._operation() as operation:
-                        return await self._call_repeatedly(method, request._replace(operation=operation), bulk)
+                        return await self._call_repeatedly(method, request._replace(operation=operation), bulk, key)
         finally:
             del self._waiting[number]
         self.timeouts += 1
         raise ServerUnavailable(f"{method.name}: no answer from {self.address}")
 
-    async def _call_repeatedly(self, method: Method, request: Any, bulk: Piece | None) -> tuple[Any, bytes | None]:
+    async def _call_repeatedly(
+        self, method: Method, request: Any, bulk: Piece | None, key: Key
+    ) -> tuple[Any, bytes | None]:
         patience_s = SIGNAL_PATIENCE_S
         while True:
             with interruptible(patience_s):
                 peer = await self._wait_connected()
             try:
                 if method.request not in _QUESTIONS:
-                    return await peer.call(request, bulk)
+                    return await peer.call(request, bulk, self._context(key))
                 with interruptible(ONLY_IF_KILLED):
-                    return await peer.call(request, bulk)
+                    return await peer.call(request, bulk, self._context(key))
             except ConnectionLost:
                 if self._calls is peer:
                     self._disconnected()
@@ -226,6 +233,11 @@ class ServerSession:
                 request = request._replace(operation=request.operation._replace(repeated=True))
             if method.request not in _QUESTIONS | _REPEATABLE:
                 patience_s = ONLY_IF_KILLED
+
+    @staticmethod
+    def _context(key: Key) -> int:
+        """The number under which the server knows the key's token; there are no tokens yet."""
+        return NOBODY
 
     @contextmanager
     def _operation(self) -> Iterator[Operation]:
@@ -411,5 +423,5 @@ async def _say_nothing(calls: Peer) -> None:
     """There is nothing that could have been lost."""
 
 
-async def _serve_nothing(request: Any, bulk: bytes | None) -> Reply:
+async def _serve_nothing(request: Any, bulk: bytes | None, context: int) -> Reply:
     raise Aborted(AbortCode.UNKNOWN_METHOD, "calls to a client come on its callbacks connection")

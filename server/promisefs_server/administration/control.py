@@ -35,7 +35,7 @@ class ControlSessions:
         finally:
             self._count -= 1
 
-    async def _handle(self, request: Any, bulk: bytes | None) -> Reply:
+    async def _handle(self, request: Any, bulk: bytes | None, context: int) -> Reply:
         if self._server.draining:
             raise Aborted(AbortCode.SHUTTING_DOWN, "the server is shutting down")
         if not self._administration.serves(request):

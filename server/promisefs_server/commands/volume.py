@@ -233,5 +233,5 @@ async def _ask_server(stream: trio.SocketStream, request: Any) -> Any:
     return reply
 
 
-async def _refuse(request: Any, bulk: bytes | None) -> Reply:
+async def _refuse(request: Any, bulk: bytes | None, context: int) -> Reply:
     raise Aborted(AbortCode.NOT_INTRODUCED, "commands serve nothing")

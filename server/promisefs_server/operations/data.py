@@ -30,7 +30,7 @@ from promisefs_protocol.messages import (
 )
 from promisefs_protocol.transport import Reply
 
-from promisefs_server.promises.breaker import Contact
+from promisefs_server.identity.caller import Caller
 from promisefs_server.store.vnodes import Vnode, key_of
 
 from .file_bytes import ByteOperations
@@ -60,20 +60,20 @@ class DataOperations(ByteOperations):
 
     # Bytes
 
-    def store_data(self, contact: Contact, request: StoreData, bulk: bytes | None) -> Reply | Later:
+    def store_data(self, caller: Caller, request: StoreData, bulk: bytes | None) -> Reply | Later:
         if bulk is None:
             raise Aborted(AbortCode.BAD_MESSAGE, "StoreData without bytes")
         if request.offset + len(bulk) > MAX_FILE_BYTES:
             raise Aborted(AbortCode.FBIG, f"files end at {MAX_FILE_BYTES} bytes")
         self._store.ballast.admit(len(bulk), trio.current_time())
         if self._locks.any_held((key_of(request.fid),)):
-            return partial(self._store_later, contact, request, bulk)
+            return partial(self._store_later, caller, request, bulk)
         vnode = self._regular(request.fid)
         if not bulk:
-            return StatusReply(self.promised(contact, vnode)), None
-        self._check_unchanged(contact, vnode, request)
+            return StatusReply(self.promised(caller, vnode)), None
+        self._check_unchanged(caller, vnode, request)
         if not self._may_write_here(vnode, request.offset, len(bulk)):
-            return partial(self._store_later, contact, request, bulk)
+            return partial(self._store_later, caller, request, bulk)
         with self.data_file(vnode, create=True) as file:
             assert file is not None
             changed = self._with_bytes(vnode, request, len(bulk))
@@ -85,32 +85,32 @@ class DataOperations(ByteOperations):
             except Exception as error:
                 failure = error  # see `_change_bytes`
             changed = self._stored(vnode, changed, failure)
-        return self._answer_store(contact, request, changed, failure)
+        return self._answer_store(caller, request, changed, failure)
 
-    async def _store_later(self, contact: Contact, request: StoreData, bulk: bytes) -> Reply:
+    async def _store_later(self, caller: Caller, request: StoreData, bulk: bytes) -> Reply:
         """Store with the lock held, for it may take long."""
         async with self._locks.hold(key_of(request.fid)):
             vnode = self._regular(request.fid)
             if not bulk:
-                return StatusReply(self.promised(contact, vnode)), None
-            self._check_unchanged(contact, vnode, request)
+                return StatusReply(self.promised(caller, vnode)), None
+            self._check_unchanged(caller, vnode, request)
             with trio.CancelScope(shield=True):
                 vnode, failure = await self._store_bytes(vnode, request, bulk)
-            answer = self._answer_store(contact, request, vnode, failure)
+            answer = self._answer_store(caller, request, vnode, failure)
         return answer if isinstance(answer, tuple) else await answer()
 
-    def append_data(self, contact: Contact, request: AppendData, bulk: bytes | None) -> Reply | Later:
+    def append_data(self, caller: Caller, request: AppendData, bulk: bytes | None) -> Reply | Later:
         if not bulk:
             raise Aborted(AbortCode.BAD_MESSAGE, "AppendData without bytes")
         self._store.ballast.admit(len(bulk), trio.current_time())
-        return partial(self._append, contact, request, bulk)
+        return partial(self._append, caller, request, bulk)
 
-    async def _append(self, contact: Contact, request: AppendData, data: bytes) -> Reply:
+    async def _append(self, caller: Caller, request: AppendData, data: bytes) -> Reply:
         """Write beyond the end, where nobody sees it; then publish, in the transaction that keeps the reply.
 
         A crash in between leaves garbage beyond the end, and the repeated call writes over it.
         """
-        host, method = contact.host, METHOD_OF_REQUEST[AppendData]
+        host, method = caller.host, METHOD_OF_REQUEST[AppendData]
         async with self._locks.hold(key_of(request.fid)):
             if self._breaker.hosts.by_number(host.number) is not host:
                 raise Aborted(AbortCode.NOT_INTRODUCED, "this host has said that it is gone")
@@ -141,16 +141,16 @@ class DataOperations(ByteOperations):
                 self._store.replies.save(host.number, request.operation, method, kept)
             self._writers.changed(vnode.key, host.number, changed.data_version)
             self._breaker.begin(host, [break_of(changed, Changed.STATUS | Changed.DATA)])
-            return AppendDataReply(self.promised(contact, changed), vnode.size), None
+            return AppendDataReply(self.promised(caller, changed), vnode.size), None
 
-    def _check_unchanged(self, contact: Contact, vnode: Vnode, request: StoreData) -> None:
+    def _check_unchanged(self, caller: Caller, vnode: Vnode, request: StoreData) -> None:
         """Abort CHANGED unless nobody but this host is known to have changed the bytes after `since`."""
         since = request.since
         if since is None:
             return
         last = vnode.data_version
         same = since.data_version == last
-        same |= self._writers.only(vnode.key, contact.host.number, since.data_version, last)
+        same |= self._writers.only(vnode.key, caller.host.number, since.data_version, last)
         if not same or since.incarnation != self._vnodes.status(vnode).incarnation:
             raise Aborted(AbortCode.CHANGED, f"{request.fid} is not as of version {since.data_version}")
 
@@ -179,11 +179,11 @@ class DataOperations(ByteOperations):
         )
 
     def _answer_store(
-        self, contact: Contact, request: StoreData, vnode: Vnode, failure: Exception | None
+        self, caller: Caller, request: StoreData, vnode: Vnode, failure: Exception | None
     ) -> Reply | Later:
-        self._writers.changed(vnode.key, contact.host.number, vnode.data_version)
-        events = self._breaker.begin(contact.host, [break_of(vnode, Changed.STATUS | Changed.DATA)])
-        reply = StatusReply(self.promised(contact, vnode))
+        self._writers.changed(vnode.key, caller.host.number, vnode.data_version)
+        events = self._breaker.begin(caller.host, [break_of(vnode, Changed.STATUS | Changed.DATA)])
+        reply = StatusReply(self.promised(caller, vnode))
         if failure is not None:
             return partial(self._settle_failed, events, failure)
         if request.sync:
@@ -214,21 +214,21 @@ class DataOperations(ByteOperations):
 
     # Attributes
 
-    def store_status(self, contact: Contact, request: StoreStatus, bulk: bytes | None) -> Reply | Later:
+    def store_status(self, caller: Caller, request: StoreStatus, bulk: bytes | None) -> Reply | Later:
         vnode = self._to_change(request)
         if self._locks.any_held((vnode.key,)) or self._resizes(vnode, request):
-            return partial(self._store_status_later, contact, request)
-        return self.settled(*self._store_attributes(contact, vnode, request))
+            return partial(self._store_status_later, caller, request)
+        return self.settled(*self._store_attributes(caller, vnode, request))
 
-    async def _store_status_later(self, contact: Contact, request: StoreStatus) -> Reply:
+    async def _store_status_later(self, caller: Caller, request: StoreStatus) -> Reply:
         async with self._locks.hold(key_of(request.fid)):
             vnode = self._to_change(request)
             if self._resizes(vnode, request):
                 with trio.CancelScope(shield=True):
-                    events, reply = await self._resize(contact, vnode, request, request.size or 0)
-                    self._writers.changed(vnode.key, contact.host.number, vnode.data_version + 1)
+                    events, reply = await self._resize(caller, vnode, request, request.size or 0)
+                    self._writers.changed(vnode.key, caller.host.number, vnode.data_version + 1)
             else:
-                events, reply = self._store_attributes(contact, vnode, request)
+                events, reply = self._store_attributes(caller, vnode, request)
         await self._breaker.settle(events)
         return reply, None
 
@@ -243,11 +243,11 @@ class DataOperations(ByteOperations):
         return request.size is not None and request.size != vnode.size
 
     def _store_attributes(
-        self, contact: Contact, vnode: Vnode, request: StoreStatus
+        self, caller: Caller, vnode: Vnode, request: StoreStatus
     ) -> tuple[Sequence[trio.Event], StatusReply]:
         if all(field is None for field in request[1:]):
-            return (), StatusReply(self.promised(contact, vnode))
-        return self._publish(contact, self._with_attributes(vnode, request), Changed.STATUS)
+            return (), StatusReply(self.promised(caller, vnode))
+        return self._publish(caller, self._with_attributes(vnode, request), Changed.STATUS)
 
     def _with_attributes(self, vnode: Vnode, request: StoreStatus) -> Vnode:
         now = now_ns()
@@ -263,7 +263,7 @@ class DataOperations(ByteOperations):
         )
 
     async def _resize(
-        self, contact: Contact, vnode: Vnode, request: StoreStatus, size: int
+        self, caller: Caller, vnode: Vnode, request: StoreStatus, size: int
     ) -> tuple[Sequence[trio.Event], StatusReply]:
         changed = self._with_attributes(vnode, request)._replace(
             size=size,
@@ -277,8 +277,8 @@ class DataOperations(ByteOperations):
                 if file is not None:
                     # What lies beyond the old size must not come to light.
                     await self._cut(file, vnode.size)
-                return self._publish(contact, changed, what)
-            events, reply = self._publish(contact, changed, what)
+                return self._publish(caller, changed, what)
+            events, reply = self._publish(caller, changed, what)
             if file is not None:
                 # Only frees space: the size in the database is in force already.
                 try:
@@ -290,32 +290,32 @@ class DataOperations(ByteOperations):
 
     # Extended attributes
 
-    def set_xattr(self, contact: Contact, request: SetXattr, bulk: bytes | None) -> Reply | Later:
+    def set_xattr(self, caller: Caller, request: SetXattr, bulk: bytes | None) -> Reply | Later:
         def apply(vnode: Vnode) -> Vnode:
             flags = XattrFlags(request.flags)
             return self._store.xattrs.set(vnode, request.name, bulk or b"", flags, now_ns())
 
-        return partial(self._change_xattrs, contact, request.fid, apply)
+        return partial(self._change_xattrs, caller, request.fid, apply)
 
-    def remove_xattr(self, contact: Contact, request: RemoveXattr, bulk: bytes | None) -> Reply | Later:
+    def remove_xattr(self, caller: Caller, request: RemoveXattr, bulk: bytes | None) -> Reply | Later:
         def apply(vnode: Vnode) -> Vnode:
             return self._store.xattrs.remove(vnode, request.name, now_ns())
 
-        return partial(self._change_xattrs, contact, request.fid, apply)
+        return partial(self._change_xattrs, caller, request.fid, apply)
 
-    async def _change_xattrs(self, contact: Contact, fid: Fid, apply: Callable[[Vnode], Vnode]) -> Reply:
+    async def _change_xattrs(self, caller: Caller, fid: Fid, apply: Callable[[Vnode], Vnode]) -> Reply:
         async with self._locks.hold(key_of(fid)):
             vnode = self._vnodes.get(fid)
             with self._database.transaction():
                 vnode = apply(vnode)
-            events = self._breaker.begin(contact.host, [break_of(vnode, Changed.STATUS)])
-            reply = StatusReply(self.promised(contact, vnode))
+            events = self._breaker.begin(caller.host, [break_of(vnode, Changed.STATUS)])
+            reply = StatusReply(self.promised(caller, vnode))
         await self._breaker.settle(events)
         return reply, None
 
     # Durability
 
-    def sync(self, contact: Contact, request: Sync, bulk: bytes | None) -> Reply | Later:
+    def sync(self, caller: Caller, request: Sync, bulk: bytes | None) -> Reply | Later:
         return partial(self._sync, request)
 
     async def _sync(self, request: Sync) -> Reply:

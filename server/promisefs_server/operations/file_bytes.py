@@ -12,7 +12,7 @@ from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import Changed, StatusReply
 from promisefs_protocol.transport import Reply
 
-from promisefs_server.promises.breaker import Contact
+from promisefs_server.identity.caller import Caller
 from promisefs_server.store.datafiles import DataFile
 from promisefs_server.store.vnodes import Vnode
 
@@ -75,12 +75,12 @@ class ByteOperations(Operations):
             return self._with_size(after, before.size)
         return after
 
-    def _publish(self, contact: Contact, vnode: Vnode, what: Changed) -> tuple[Sequence[trio.Event], StatusReply]:
+    def _publish(self, caller: Caller, vnode: Vnode, what: Changed) -> tuple[Sequence[trio.Event], StatusReply]:
         """Commit a row, queue its break, grant the caller's promise: one step."""
         with self._database.transaction():
             self._vnodes.update(vnode)
-        events = self._breaker.begin(contact.host, [break_of(vnode, what)])
-        return events, StatusReply(self.promised(contact, vnode))
+        events = self._breaker.begin(caller.host, [break_of(vnode, what)])
+        return events, StatusReply(self.promised(caller, vnode))
 
     def _with_size(self, vnode: Vnode, size: int) -> Vnode:
         """Correct the size after a failed write. If even that fails, the file ends in zeros; breaks go out as ever."""

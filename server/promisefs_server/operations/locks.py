@@ -21,9 +21,9 @@ from promisefs_protocol.messages import (
 )
 from promisefs_protocol.transport import Reply
 
+from promisefs_server.identity.caller import Caller
 from promisefs_server.locks.lock_keeper import LockKeeper
 from promisefs_server.locks.lock_table import Owner
-from promisefs_server.promises.breaker import Contact
 from promisefs_server.promises.hosts import Host
 from promisefs_server.store.vnodes import key_of
 
@@ -45,8 +45,8 @@ class LockOperations(Operations):
             ExtendLock: self.extend_lock,
         }
 
-    def set_lock(self, contact: Contact, request: SetLock, bulk: bytes | None) -> Reply:
-        host = contact.host
+    def set_lock(self, caller: Caller, request: SetLock, bulk: bytes | None) -> Reply:
+        host = caller.host
         key = self._file(request.fid)
         _check_range(request.owner, request.lock.start, request.lock.end)
         if host.lease_end_s <= trio.current_time():
@@ -58,39 +58,37 @@ class LockOperations(Operations):
         finally:
             self._keeper.changed_by(host)
 
-    def cancel_lock(self, contact: Contact, request: CancelLock, bulk: bytes | None) -> Reply:
-        owner = _owner(contact.host, request.owner)
+    def cancel_lock(self, caller: Caller, request: CancelLock, bulk: bytes | None) -> Reply:
+        owner = _owner(caller.host, request.owner)
         reply = SetLockReply(*self._table.cancel(key_of(request.fid), owner, request.lock, request.request))
-        self._keeper.changed_by(contact.host)
+        self._keeper.changed_by(caller.host)
         return reply, None
 
-    def release_lock(self, contact: Contact, request: ReleaseLock, bulk: bytes | None) -> Reply:
+    def release_lock(self, caller: Caller, request: ReleaseLock, bulk: bytes | None) -> Reply:
         _check_range(request.owner, request.start, request.end)
-        owner = _owner(contact.host, request.owner)
+        owner = _owner(caller.host, request.owner)
         order = self._table.release(key_of(request.fid), owner, request.start, request.end)
-        self._keeper.changed_by(contact.host)
+        self._keeper.changed_by(caller.host)
         return ReleaseLockReply(order), None
 
-    def get_lock(self, contact: Contact, request: GetLock, bulk: bytes | None) -> Reply | Later:
+    def get_lock(self, caller: Caller, request: GetLock, bulk: bytes | None) -> Reply | Later:
         self._file(request.fid)
         _check_range(request.owner, request.lock.start, request.lock.end)
-        return (
-            partial(self._get_lock_later, contact, request) if self._table.paused else self._get_lock(contact, request)
-        )
+        return partial(self._get_lock_later, caller, request) if self._table.paused else self._get_lock(caller, request)
 
-    async def _get_lock_later(self, contact: Contact, request: GetLock) -> Reply:
+    async def _get_lock_later(self, caller: Caller, request: GetLock) -> Reply:
         await self._keeper.wait_resumed()
-        return self._get_lock(contact, request)
+        return self._get_lock(caller, request)
 
-    def _get_lock(self, contact: Contact, request: GetLock) -> Reply:
-        found = self._table.conflicting(key_of(request.fid), _owner(contact.host, request.owner), request.lock)
+    def _get_lock(self, caller: Caller, request: GetLock) -> Reply:
+        found = self._table.conflicting(key_of(request.fid), _owner(caller.host, request.owner), request.lock)
         if found is None:
             return GetLockReply(None), None
         holder, lock = found
-        return GetLockReply(lock if holder.host == contact.host.number else lock._replace(pid=0)), None
+        return GetLockReply(lock if holder.host == caller.host.number else lock._replace(pid=0)), None
 
-    def extend_lock(self, contact: Contact, request: ExtendLock, bulk: bytes | None) -> Reply:
-        host = contact.host
+    def extend_lock(self, caller: Caller, request: ExtendLock, bulk: bytes | None) -> Reply:
+        host = caller.host
         reclaims = request.reclaim and self._keeper.may_reclaim(host)
         lost = [i for i, held in enumerate(request.locks) if not self._still_holds(host, held, reclaims)]
         self._keeper.changed_by(host)

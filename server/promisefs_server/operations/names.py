@@ -35,7 +35,7 @@ from promisefs_protocol.messages import (
 )
 from promisefs_protocol.transport import Reply
 
-from promisefs_server.promises.breaker import Contact
+from promisefs_server.identity.caller import Caller
 from promisefs_server.store.vnodes import Vnode
 
 from .parts import Later, Operation, Operations, break_of, now_ns
@@ -72,7 +72,7 @@ class NameOperations(Operations):
 
     def _once(
         self,
-        contact: Contact,
+        caller: Caller,
         request: Any,
         files: Callable[[], Iterable[int]],
         apply: Callable[[int], Change],
@@ -80,12 +80,12 @@ class NameOperations(Operations):
     ) -> Reply | Later:
         """Carry out `apply`, or give the reply of the first time. `files` are those whose rows it changes."""
         if self._deletions.has_room and not self._locks.any_held(files()):
-            return self.settled(*self._carry_out(contact, request, apply, new_in_volume))
-        return partial(self._once_later, contact, request, files, apply, new_in_volume)
+            return self.settled(*self._carry_out(caller, request, apply, new_in_volume))
+        return partial(self._once_later, caller, request, files, apply, new_in_volume)
 
     async def _once_later(
         self,
-        contact: Contact,
+        caller: Caller,
         request: Any,
         files: Callable[[], Iterable[int]],
         apply: Callable[[int], Change],
@@ -93,17 +93,17 @@ class NameOperations(Operations):
     ) -> Reply:
         await self._deletions.wait_room()
         async with self._locks.settled(files):
-            self._breaker.check_known(contact)
-            events, reply = self._carry_out(contact, request, apply, new_in_volume)
+            self._breaker.check_known(caller.contact)
+            events, reply = self._carry_out(caller, request, apply, new_in_volume)
         await self._breaker.settle(events)
         return reply, None
 
     def _carry_out(
-        self, contact: Contact, request: Any, apply: Callable[[int], Change], new_in_volume: int | None
+        self, caller: Caller, request: Any, apply: Callable[[int], Change], new_in_volume: int | None
     ) -> tuple[Sequence[trio.Event], Any]:
         """Return what has to be waited for, and the reply."""
         method = METHOD_OF_REQUEST[type(request)]
-        host = contact.host
+        host = caller.host
         reply = self._store.replies.find(host.number, request.operation, method)
         if reply is not None:
             # The first time may not have been waited for to its end.
@@ -117,12 +117,12 @@ class NameOperations(Operations):
         for key in change.gone:
             self._breaker.promises.delete(key, host.number)
         self._deletions.add(change.gone)
-        return events, change.reply(lambda vnode: self.promised(contact, vnode))
+        return events, change.reply(lambda vnode: self.promised(caller, vnode))
 
     # New names
 
     def _create(
-        self, contact: Contact, request: CreateFile | MakeDir | Symlink, mode: int, target: bytes | None = None
+        self, caller: Caller, request: CreateFile | MakeDir | Symlink, mode: int, target: bytes | None = None
     ) -> Reply | Later:
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.create(
@@ -130,23 +130,23 @@ class NameOperations(Operations):
             )
             return Change(lambda p: EntryReply(p(directory), p(entry)), (break_of(directory, NAMES),))
 
-        return self._once(contact, request, lambda: (), apply, request.directory.volume)
+        return self._once(caller, request, lambda: (), apply, request.directory.volume)
 
-    def create_file(self, contact: Contact, request: CreateFile, bulk: bytes | None) -> Reply | Later:
+    def create_file(self, caller: Caller, request: CreateFile, bulk: bytes | None) -> Reply | Later:
         kind = stat.S_IFMT(request.mode)
         if kind not in CREATABLE_TYPES:
             raise Aborted(AbortCode.PERM, f"files of type {kind:o} cannot be made")
-        return self._create(contact, request, (kind or stat.S_IFREG) | stat.S_IMODE(request.mode))
+        return self._create(caller, request, (kind or stat.S_IFREG) | stat.S_IMODE(request.mode))
 
-    def make_dir(self, contact: Contact, request: MakeDir, bulk: bytes | None) -> Reply | Later:
-        return self._create(contact, request, stat.S_IFDIR | stat.S_IMODE(request.mode))
+    def make_dir(self, caller: Caller, request: MakeDir, bulk: bytes | None) -> Reply | Later:
+        return self._create(caller, request, stat.S_IFDIR | stat.S_IMODE(request.mode))
 
-    def symlink(self, contact: Contact, request: Symlink, bulk: bytes | None) -> Reply | Later:
+    def symlink(self, caller: Caller, request: Symlink, bulk: bytes | None) -> Reply | Later:
         if b"\0" in request.target:
             raise Aborted(AbortCode.INVAL, "a target has no NUL")
-        return self._create(contact, request, stat.S_IFLNK | 0o777, request.target)
+        return self._create(caller, request, stat.S_IFLNK | 0o777, request.target)
 
-    def make_mount_point(self, contact: Contact, request: MakeMountPoint, bulk: bytes | None) -> Reply | Later:
+    def make_mount_point(self, caller: Caller, request: MakeMountPoint, bulk: bytes | None) -> Reply | Later:
         if not is_volume_name(request.volume_name):
             raise Aborted(AbortCode.INVAL, f"{request.volume_name!r} cannot be the name of a volume")
 
@@ -157,9 +157,9 @@ class NameOperations(Operations):
             )  # fmt: skip
             return Change(lambda p: EntryReply(p(directory), p(entry)), (break_of(directory, NAMES),))
 
-        return self._once(contact, request, lambda: (), apply, request.directory.volume)
+        return self._once(caller, request, lambda: (), apply, request.directory.volume)
 
-    def link(self, contact: Contact, request: Link, bulk: bytes | None) -> Reply | Later:
+    def link(self, caller: Caller, request: Link, bulk: bytes | None) -> Reply | Later:
         _check_one_volume(request.fid, request.directory)
 
         def apply(now_ns: int) -> Change:
@@ -171,7 +171,7 @@ class NameOperations(Operations):
                 (break_of(directory, NAMES), break_of(entry, Changed.STATUS)),
             )
 
-        return self._once(contact, request, lambda: (self._vnodes.get(request.fid).key,), apply)
+        return self._once(caller, request, lambda: (self._vnodes.get(request.fid).key,), apply)
 
     # Names that go
 
@@ -179,22 +179,22 @@ class NameOperations(Operations):
         entry = self._store.directories.lookup(self._vnodes.directory(directory_fid), name)
         return () if entry is None else (entry.key,)
 
-    def _lost_name(self, contact: Contact, entry: Vnode, not_open: Fid | None) -> tuple[bool, Break]:
+    def _lost_name(self, caller: Caller, entry: Vnode, not_open: Fid | None) -> tuple[bool, Break]:
         """A file has one name less: return whether its row is gone, and its break."""
         if entry.nlink:
             return False, break_of(entry, Changed.STATUS)
-        holders = self._breaker.may_have_open(entry.fid, contact.host)
+        holders = self._breaker.may_have_open(entry.fid, caller.host)
         if entry.fid != not_open:
-            holders.add(contact.host.number)
+            holders.add(caller.host.number)
         kept = self._store.orphans.hold(entry, holders)
         return not kept, break_of(entry, Changed.STATUS | Changed.DELETED)
 
-    def remove_file(self, contact: Contact, request: RemoveFile, bulk: bytes | None) -> Reply | Later:
+    def remove_file(self, caller: Caller, request: RemoveFile, bulk: bytes | None) -> Reply | Later:
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.remove_file(
                 self._vnodes.directory(request.directory), request.name, now_ns
             )
-            gone, broken = self._lost_name(contact, entry, request.not_open)
+            gone, broken = self._lost_name(caller, entry, request.not_open)
             return Change(
                 lambda p: RemoveFileReply(
                     p(directory), p(entry) if entry.nlink or entry.fid != request.not_open else self.unpromised(entry)
@@ -203,9 +203,9 @@ class NameOperations(Operations):
                 (entry.key,) if gone else (),
             )
 
-        return self._once(contact, request, lambda: self._named(request.directory, request.name), apply)
+        return self._once(caller, request, lambda: self._named(request.directory, request.name), apply)
 
-    def remove_dir(self, contact: Contact, request: RemoveDir, bulk: bytes | None) -> Reply | Later:
+    def remove_dir(self, caller: Caller, request: RemoveDir, bulk: bytes | None) -> Reply | Later:
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.remove_dir(
                 self._vnodes.directory(request.directory), request.name, now_ns
@@ -216,9 +216,9 @@ class NameOperations(Operations):
                 (entry.key,),
             )
 
-        return self._once(contact, request, lambda: (), apply)
+        return self._once(caller, request, lambda: (), apply)
 
-    def remove_mount_point(self, contact: Contact, request: RemoveMountPoint, bulk: bytes | None) -> Reply | Later:
+    def remove_mount_point(self, caller: Caller, request: RemoveMountPoint, bulk: bytes | None) -> Reply | Later:
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.remove_mount_point(
                 self._vnodes.directory(request.directory), request.name, now_ns
@@ -229,9 +229,9 @@ class NameOperations(Operations):
                 (entry.key,),
             )
 
-        return self._once(contact, request, lambda: (), apply)
+        return self._once(caller, request, lambda: (), apply)
 
-    def rename(self, contact: Contact, request: Rename, bulk: bytes | None) -> Reply | Later:
+    def rename(self, caller: Caller, request: Rename, bulk: bytes | None) -> Reply | Later:
         _check_one_volume(request.old_directory, request.new_directory)
 
         def files() -> tuple[int, ...]:
@@ -239,9 +239,9 @@ class NameOperations(Operations):
                 request.new_directory, request.new_name
             )
 
-        return self._once(contact, request, files, lambda now_ns: self._rename(contact, request, now_ns))
+        return self._once(caller, request, files, lambda now_ns: self._rename(caller, request, now_ns))
 
-    def _rename(self, contact: Contact, request: Rename, now_ns: int) -> Change:
+    def _rename(self, caller: Caller, request: Rename, now_ns: int) -> Change:
         flags = RenameFlags(request.flags)
         old_directory, new_directory, moved, replaced, happened = self._store.directories.rename(
             self._vnodes.directory(request.old_directory),
@@ -264,7 +264,7 @@ class NameOperations(Operations):
             elif flags & RenameFlags.EXCHANGE:
                 breaks.append(break_of(replaced, Changed.STATUS))
             else:
-                is_gone, broken = self._lost_name(contact, replaced, request.not_open)
+                is_gone, broken = self._lost_name(caller, replaced, request.not_open)
                 breaks.append(broken)
                 gone = (replaced.key,) if is_gone else ()
 

@@ -16,7 +16,8 @@ from promisefs_protocol.ids import PromisedStatus
 from promisefs_protocol.messages import Break, Changed, VolumeEntry
 from promisefs_protocol.transport import Reply
 
-from promisefs_server.promises.breaker import Breaker, Contact
+from promisefs_server.identity.caller import Caller
+from promisefs_server.promises.breaker import Breaker
 from promisefs_server.promises.vnode_locks import VnodeLocks
 from promisefs_server.promises.writers import Writers
 from promisefs_server.store.datafiles import DataFile
@@ -28,8 +29,8 @@ from promisefs_server.store.volumes import Volume
 
 Later = Callable[[], Awaitable[Reply]]
 """What is left of a call that has to wait."""
-Operation = Callable[[Contact, Any, bytes | None], Reply | Later]
-"""Carries out one call of a host's: (who, request, bulk) to (reply, bulk). What can be done without waiting is done at
+Operation = Callable[[Caller, Any, bytes | None], Reply | Later]
+"""Carries out one call: (who, request, bulk) to (reply, bulk). What can be done without waiting is done at
 once, in one step that no other task sees half done. It, or what it leaves, raises Aborted, OSError, sqlite3.Error."""
 
 
@@ -55,10 +56,10 @@ class Operations:
         self._deletions = parts.deletions
         self._locks = parts.locks
 
-    def promised(self, contact: Contact, vnode: Vnode) -> PromisedStatus:
-        """What a host may be told of a vnode now, and the promise that goes with it, in one step."""
+    def promised(self, caller: Caller, vnode: Vnode) -> PromisedStatus:
+        """What a caller may be told of a vnode now, and the promise that goes with it, in one step."""
         vnode = self._vnodes.shown(vnode)
-        return PromisedStatus(vnode.fid, self._vnodes.status(vnode), self._breaker.grant(contact.host, vnode.key))
+        return PromisedStatus(vnode.fid, self._vnodes.status(vnode), self._breaker.grant(caller.host, vnode.key))
 
     @contextlib.contextmanager
     def data_file(self, vnode: Vnode, *, create: bool) -> Iterator[DataFile | None]:

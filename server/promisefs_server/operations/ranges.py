@@ -28,7 +28,7 @@ from promisefs_protocol.messages import (
 )
 from promisefs_protocol.transport import Reply
 
-from promisefs_server.promises.breaker import Contact
+from promisefs_server.identity.caller import Caller
 from promisefs_server.store import ranges
 from promisefs_server.store.vnodes import Vnode, key_of
 
@@ -54,16 +54,16 @@ class RangeOperations(ByteOperations):
 
     # Reserving, zeros
 
-    def fallocate(self, contact: Contact, request: Fallocate, bulk: bytes | None) -> Reply | Later:
+    def fallocate(self, caller: Caller, request: Fallocate, bulk: bytes | None) -> Reply | Later:
         if request.mode not in _MODES:
             raise Aborted(AbortCode.NOTSUP, f"fallocate with mode {request.mode:#x}")
         mode = FallocateMode(request.mode)
         _check_end(request.offset + request.length)
         if not mode & FallocateMode.PUNCH_HOLE:
             self._store.ballast.admit(request.length, trio.current_time())
-        return partial(self._fallocate, contact, request, mode)
+        return partial(self._fallocate, caller, request, mode)
 
-    async def _fallocate(self, contact: Contact, request: Fallocate, mode: FallocateMode) -> Reply:
+    async def _fallocate(self, caller: Caller, request: Fallocate, mode: FallocateMode) -> Reply:
         async with self._locks.hold(key_of(request.fid)):
             vnode = self._regular(request.fid)
             with trio.CancelScope(shield=True):
@@ -71,8 +71,8 @@ class RangeOperations(ByteOperations):
                     changed, failure = await self._punch(vnode, request.offset, request.length)
                 else:
                     changed, failure = await self._reserve(vnode, request, mode)
-            events = self._tell(contact, vnode, changed)
-            reply = StatusReply(self.promised(contact, changed))
+            events = self._tell(caller, vnode, changed)
+            reply = StatusReply(self.promised(caller, changed))
         return await self._end(events, reply, failure)
 
     async def _punch(self, vnode: Vnode, offset: int, length: int) -> tuple[Vnode, Exception | None]:
@@ -111,13 +111,13 @@ class RangeOperations(ByteOperations):
 
     # Looking for holes
 
-    def seek(self, contact: Contact, request: Seek, bulk: bytes | None) -> Reply | Later:
+    def seek(self, caller: Caller, request: Seek, bulk: bytes | None) -> Reply | Later:
         self._regular(request.fid)
-        return partial(self._seek, contact, request)
+        return partial(self._seek, caller, request)
 
-    async def _seek(self, contact: Contact, request: Seek) -> Reply:
+    async def _seek(self, caller: Caller, request: Seek) -> Reply:
         vnode = self._regular(request.fid)
-        entry = self.promised(contact, vnode)
+        entry = self.promised(caller, vnode)
         size = entry.status.size
         found: int | None = None
         if request.offset < size:
@@ -131,12 +131,12 @@ class RangeOperations(ByteOperations):
 
     # Copying
 
-    def copy_range(self, contact: Contact, request: CopyRange, bulk: bytes | None) -> Reply | Later:
+    def copy_range(self, caller: Caller, request: CopyRange, bulk: bytes | None) -> Reply | Later:
         if request.fid.volume != request.source.volume:
             raise Aborted(AbortCode.XDEV, f"{request.source} is in another volume than {request.fid}")
-        return partial(self._copy_range, contact, request)
+        return partial(self._copy_range, caller, request)
 
-    async def _copy_range(self, contact: Contact, request: CopyRange) -> Reply:
+    async def _copy_range(self, caller: Caller, request: CopyRange) -> Reply:
         async with self._both_held(request.fid, request.source):
             source, vnode = self._regular(request.source), self._regular(request.fid)
             length = max(0, min(request.length, source.size - request.source_offset))
@@ -144,13 +144,13 @@ class RangeOperations(ByteOperations):
                 raise Aborted(AbortCode.INVAL, "the ranges overlap")
             length = min(length, MAX_COPY_BYTES)
             if not length:
-                return CopyRangeReply(self.promised(contact, vnode), 0), None
+                return CopyRangeReply(self.promised(caller, vnode), 0), None
             _check_end(request.offset + length)
             self._store.ballast.admit(length, trio.current_time())
             with trio.CancelScope(shield=True):
                 changed, failure = await self._copy(source, vnode, request, length)
-            events = self._tell(contact, vnode, changed)
-            reply = CopyRangeReply(self.promised(contact, changed), length)
+            events = self._tell(caller, vnode, changed)
+            reply = CopyRangeReply(self.promised(caller, changed), length)
         return await self._end(events, reply, failure)
 
     async def _copy(
@@ -177,12 +177,12 @@ class RangeOperations(ByteOperations):
 
     # All of them
 
-    def _tell(self, contact: Contact, before: Vnode, after: Vnode) -> Sequence[trio.Event]:
+    def _tell(self, caller: Caller, before: Vnode, after: Vnode) -> Sequence[trio.Event]:
         what = Changed.STATUS
         if after.data_version != before.data_version:
             what |= Changed.DATA
-            self._writers.changed(after.key, contact.host.number, after.data_version)
-        return self._breaker.begin(contact.host, [break_of(after, what)])
+            self._writers.changed(after.key, caller.host.number, after.data_version)
+        return self._breaker.begin(caller.host, [break_of(after, what)])
 
     async def _end(self, events: Sequence[trio.Event], reply: Any, failure: Exception | None) -> Reply:
         if failure is not None:

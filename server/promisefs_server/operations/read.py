@@ -30,7 +30,7 @@ from promisefs_protocol.messages import (
 )
 from promisefs_protocol.transport import Reply
 
-from promisefs_server.promises.breaker import Contact
+from promisefs_server.identity.caller import Caller
 from promisefs_server.store.vnodes import Vnode
 
 from .parts import Later, Operation, Operations, Parts, volume_entry
@@ -61,65 +61,65 @@ class ReadOperations(Operations):
             GetEntryByID: self.get_entry_by_id,
         }
 
-    def fetch_status(self, contact: Contact, request: FetchStatus, bulk: bytes | None) -> Reply:
-        return StatusReply(self.promised(contact, self._vnodes.get(request.fid))), None
+    def fetch_status(self, caller: Caller, request: FetchStatus, bulk: bytes | None) -> Reply:
+        return StatusReply(self.promised(caller, self._vnodes.get(request.fid))), None
 
-    def inline_bulk_status(self, contact: Contact, request: InlineBulkStatus, bulk: bytes | None) -> Reply | Later:
+    def inline_bulk_status(self, caller: Caller, request: InlineBulkStatus, bulk: bytes | None) -> Reply | Later:
         if len(request.fids) <= BULK_STATUS_STEP:
-            return InlineBulkStatusReply(tuple(self._statuses(contact, request.fids))), None
-        return partial(self._many_statuses, contact, request.fids)
+            return InlineBulkStatusReply(tuple(self._statuses(caller, request.fids))), None
+        return partial(self._many_statuses, caller, request.fids)
 
-    async def _many_statuses(self, contact: Contact, fids: Sequence[Fid]) -> Reply:
+    async def _many_statuses(self, caller: Caller, fids: Sequence[Fid]) -> Reply:
         entries: list[PromisedStatus | int] = []
         for start in range(0, len(fids), BULK_STATUS_STEP):
             await trio.lowlevel.checkpoint()
-            entries += self._statuses(contact, fids[start : start + BULK_STATUS_STEP])
+            entries += self._statuses(caller, fids[start : start + BULK_STATUS_STEP])
         return InlineBulkStatusReply(tuple(entries)), None
 
-    def _statuses(self, contact: Contact, fids: Iterable[Fid]) -> Iterator[PromisedStatus | int]:
+    def _statuses(self, caller: Caller, fids: Iterable[Fid]) -> Iterator[PromisedStatus | int]:
         for fid in fids:
             try:
-                yield self.promised(contact, self._vnodes.get(fid))
+                yield self.promised(caller, self._vnodes.get(fid))
             except Aborted as refusal:
                 yield int(refusal.code)
 
-    def lookup(self, contact: Contact, request: Lookup, bulk: bytes | None) -> Reply:
+    def lookup(self, caller: Caller, request: Lookup, bulk: bytes | None) -> Reply:
         directory = self._vnodes.directory(request.directory)
         entry = self._store.directories.lookup(directory, request.name)
         return (
-            LookupReply(self.promised(contact, directory), None if entry is None else self.promised(contact, entry)),
+            LookupReply(self.promised(caller, directory), None if entry is None else self.promised(caller, entry)),
             None,
         )
 
-    def fetch_directory(self, contact: Contact, request: FetchDirectory, bulk: bytes | None) -> Reply:
+    def fetch_directory(self, caller: Caller, request: FetchDirectory, bulk: bytes | None) -> Reply:
         directory = self._vnodes.directory(request.directory)
         limit = min(request.limit, MAX_PAGE_ENTRIES)
         page = self._store.directories.page(directory, request.after, limit + 1)
-        entries = tuple([(name, self.promised(contact, vnode)) for name, vnode in page[:limit]])
-        return FetchDirectoryReply(self.promised(contact, directory), entries, len(page) > limit), None
+        entries = tuple([(name, self.promised(caller, vnode)) for name, vnode in page[:limit]])
+        return FetchDirectoryReply(self.promised(caller, directory), entries, len(page) > limit), None
 
-    def fetch_data(self, contact: Contact, request: FetchData, bulk: bytes | None) -> Reply | Later:
+    def fetch_data(self, caller: Caller, request: FetchData, bulk: bytes | None) -> Reply | Later:
         """Status and promise first, then the bytes: they may be newer than their label, never older."""
-        vnode, entry, data = self._begin_fetch(contact, request)
+        vnode, entry, data = self._begin_fetch(caller, request)
         if vnode.is_symlink or vnode.is_mount_point:
             target = self._vnodes.target(vnode.key)
             return StatusReply(entry), target[request.offset :][: request.length]
         if data:
             with self.data_file(self._vnodes.shown(vnode), create=False) as file:
                 if file is not None and file.read_cached(memoryview(data), request.offset) < len(data):
-                    return partial(self._fetch_from_disk, contact, request)
+                    return partial(self._fetch_from_disk, caller, request)
         return StatusReply(entry), data
 
-    def _begin_fetch(self, contact: Contact, request: FetchData) -> tuple[Vnode, PromisedStatus, bytearray]:
+    def _begin_fetch(self, caller: Caller, request: FetchData) -> tuple[Vnode, PromisedStatus, bytearray]:
         """Return the vnode, what is told of it, and zeros for what is to be read."""
         vnode = self._vnodes.get(request.fid)
         if vnode.is_dir:
             raise Aborted(AbortCode.ISDIR, f"{request.fid} is a directory")
-        entry = self.promised(contact, vnode)
+        entry = self.promised(caller, vnode)
         return vnode, entry, bytearray(max(0, min(request.length, entry.status.size - request.offset)))
 
-    async def _fetch_from_disk(self, contact: Contact, request: FetchData) -> Reply:
-        vnode, entry, data = self._begin_fetch(contact, request)
+    async def _fetch_from_disk(self, caller: Caller, request: FetchData) -> Reply:
+        vnode, entry, data = self._begin_fetch(caller, request)
         if data:
             with self.data_file(self._vnodes.shown(vnode), create=False) as file:
                 if file is not None:
@@ -127,13 +127,13 @@ class ReadOperations(Operations):
                     await trio.to_thread.run_sync(file.read_into, into, request.offset, limiter=self._limiter)
         return StatusReply(entry), data
 
-    def get_xattr(self, contact: Contact, request: GetXattr, bulk: bytes | None) -> Reply:
+    def get_xattr(self, caller: Caller, request: GetXattr, bulk: bytes | None) -> Reply:
         return Empty(), self._store.xattrs.get(self._vnodes.get(request.fid), request.name)
 
-    def list_xattrs(self, contact: Contact, request: ListXattrs, bulk: bytes | None) -> Reply:
+    def list_xattrs(self, caller: Caller, request: ListXattrs, bulk: bytes | None) -> Reply:
         return ListXattrsReply(self._store.xattrs.names(self._vnodes.get(request.fid))), None
 
-    def get_volume_status(self, contact: Contact, request: GetVolumeStatus, bulk: bytes | None) -> Reply:
+    def get_volume_status(self, caller: Caller, request: GetVolumeStatus, bulk: bytes | None) -> Reply:
         volume = self._store.volumes.get(request.volume)
         disk = os.statvfs(self._store.folder)
         return (
@@ -143,8 +143,8 @@ class ReadOperations(Operations):
             None,
         )
 
-    def get_entry_by_name(self, contact: Contact, request: GetEntryByName, bulk: bytes | None) -> Reply:
+    def get_entry_by_name(self, caller: Caller, request: GetEntryByName, bulk: bytes | None) -> Reply:
         return volume_entry(self._store, self._store.volumes.by_name(request.name)), None
 
-    def get_entry_by_id(self, contact: Contact, request: GetEntryByID, bulk: bytes | None) -> Reply:
+    def get_entry_by_id(self, caller: Caller, request: GetEntryByID, bulk: bytes | None) -> Reply:
         return volume_entry(self._store, self._store.volumes.get(request.volume)), None

@@ -189,13 +189,13 @@ class ClientMachine:
         """Have the history know when promises of server `number` end here. Before it is met there are none."""
         serve, lease_lost = session._on_callback, session._on_lease_lost
 
-        def noted_serve(request: Any, bulk: bytes | None) -> Any:
+        def noted_serve(request: Any, bulk: bytes | None, context: int) -> Any:
             if isinstance(request, CallBack):
                 inos = tuple(ino_of(item.fid) for item in request.breaks)
                 self._history.promises_end(self.name, number, inos)
             elif isinstance(request, InitCallBackState3) and session.connects:
                 self._history.promises_end(self.name, number, None)
-            return serve(request, bulk)
+            return serve(request, bulk, context)
 
         async def noted_lease_lost() -> None:
             self._history.promises_end(self.name, number, None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import trio
+from promisefs_client.identity.key import Key
 from promisefs_client.network.session import ServerSession
 from promisefs_protocol.transport import Reply
 
@@ -172,9 +173,9 @@ class Cell:
         server = session.address.host
         serve = session._on_callback
 
-        async def traced(request: Any, bulk: bytes | None) -> Reply:
+        async def traced(request: Any, bulk: bytes | None, context: int) -> Reply:
             self.history.note(f"{server} calls", f"{client}: {request} ...")
-            reply = serve(request, bulk)
+            reply = serve(request, bulk, context)
             if not isinstance(reply, tuple):
                 reply = await reply
             self.history.note(f"{server} calls", f"{client}: {request} = {reply[0]}")
@@ -183,10 +184,12 @@ class Cell:
         session._on_callback = traced
         call = session.call
 
-        async def traced_call(request: Any, bulk: Any = None, timeout_s: float | None = None) -> Any:
+        async def traced_call(
+            request: Any, bulk: Any = None, timeout_s: float | None = None, key: Key | None = None
+        ) -> Any:
             self.history.note(f"{client} asks", f"{server}: {request} ...")
             try:
-                reply = await call(request, bulk, timeout_s)
+                reply = await call(request, bulk, timeout_s, key)
             except BaseException as error:
                 text = "cancelled" if isinstance(error, trio.Cancelled) else repr(error)
                 self.history.note(f"{client} asks", f"{server}: {request}: {text}")
