@@ -25,7 +25,7 @@ from typing import NamedTuple
 import msgpack
 from promisefs_protocol.fields import FieldError
 
-from promisefs_server.store.datafiles import sync_path
+from promisefs_server.store.syncing import sync_path
 
 log = logging.getLogger(__name__)
 

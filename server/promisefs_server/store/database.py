@@ -20,8 +20,9 @@ from typing import Any
 
 from promisefs_server.errors import StoreError
 
+from .migrations import migrate, schema_version
+
 DATABASE_NAME = "store.sqlite"
-SCHEMA_VERSION = 3
 APPLICATION_ID = 0x70667364  # "pfsd"
 CACHE_KIB = 16384
 BUSY_TIMEOUT_S = 5.0
@@ -45,7 +46,10 @@ class Database:
     """An open store database. `execute` runs one prepared statement; `transaction` groups several."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file. Raise StoreError if it is no database of ours, sqlite3.Error if the disk is full."""
+        """Open or make the file, and migrate it if it is older.
+
+        Raise StoreError if it is no database of ours or a newer one, sqlite3.Error if the disk is full.
+        """
         self.path = path
         self.commits = 0
         """Transactions committed since it was opened; what `durability` compares."""
@@ -81,17 +85,13 @@ class Database:
 
     def _check_schema(self) -> None:
         (application,) = self.execute("PRAGMA application_id").fetchone()
-        (version,) = self.execute("PRAGMA user_version").fetchone()
         (tables,) = self.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if tables == 0:
             self._make_schema()
         elif application != APPLICATION_ID:
             raise StoreError(f"{self.path} is a database of some other program")
-        elif version != SCHEMA_VERSION:
-            raise StoreError(
-                f"{self.path} has schema version {version}, this promisefsd knows {SCHEMA_VERSION}: "
-                "use the promisefsd that wrote it"
-            )
+        else:
+            migrate(self._connection, self.path)
 
     def _make_schema(self) -> None:
         script = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
@@ -99,7 +99,7 @@ class Database:
             for statement in _statements(script):
                 self.execute(statement)
             self.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            self.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            self.execute(f"PRAGMA user_version={schema_version()}")
 
     @property
     def wal_path(self) -> Path:

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
+from .syncing import sync_path
 from .volumes import VNODE_BITS, VNODE_MASK
 
 log = logging.getLogger(__name__)
@@ -258,12 +259,3 @@ def _remove_empty(folder: Path) -> None:
         if error.errno != errno.ENOTEMPTY:
             raise
         log.warning("%s stays, for there are things in it that promisefsd has not made", folder)
-
-
-def sync_path(path: Path) -> None:
-    """fsync a file or folder by its name. Raise OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,8 @@ from pathlib import Path
 import trio
 
 from .database import BUSY_TIMEOUT_S, Database
-from .datafiles import DataFile, DataFiles, sync_path
+from .datafiles import DataFile, DataFiles
+from .syncing import sync_path
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,98 @@
+"""Schema versions of the store, and how an older store becomes one of today's.
+
+Version FIRST_VERSION is the layout of the first release. Each step leads from one version to the next, so today's is
+FIRST_VERSION + len(STEPS). A new store is made from schema.sql at once; an older one is migrated by whoever opens it
+first, `serve` or a command, while it has the store's lock. A newer one is refused: an older server would not keep
+what it does not know of.
+
+All steps that a store needs, and the note of its new version, are one transaction, so whatever ends a migration in
+the middle, power loss included, leaves the old version, and the next start begins again. Before it a copy of the
+database is made beside it (`copy_path`). It lets people go back if a new version turns out to be bad before anything
+was written under it; nothing here ever reads or deletes it.
+
+To change the schema:
+1. Change schema.sql. New columns go to the end of their table, for that is where ALTER TABLE puts them.
+2. Append a step to STEPS: a function that makes the same change to the version before, rows included. It is within a
+   transaction, so it uses neither `executescript` nor `commit`. It may read data files but not change them, for they
+   are not part of the transaction.
+3. Never change a step that has been released.
+tests/server/test_migrations.py migrates a store of each released version and compares its schema and every file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from promisefs_server.errors import StoreError
+
+from .syncing import sync_path
+
+log = logging.getLogger(__name__)
+
+Step = Callable[[sqlite3.Connection], None]
+
+FIRST_VERSION = 3
+"""Stores of versions before were never released."""
+STEPS: tuple[Step, ...] = ()
+
+
+def schema_version() -> int:
+    """The version that this server makes and uses."""
+    return FIRST_VERSION + len(STEPS)
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the database at `path`, one of ours, to today's version. Raise StoreError, sqlite3.Error, OSError."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    today = schema_version()
+    if version == today:
+        return
+    if version > today:
+        raise StoreError(
+            f"{path} has schema version {version}, made by a newer promisefsd; this one knows versions up to {today}: "
+            "use the newer one"
+        )
+    if version < FIRST_VERSION:
+        raise StoreError(
+            f"{path} has schema version {version}, from before the first release: use the promisefsd that wrote it"
+        )
+    kept = _keep_copy(connection, path, version)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for step in STEPS[version - FIRST_VERSION :]:
+            step(connection)
+        connection.execute(f"PRAGMA user_version={today}")
+        connection.execute("COMMIT")
+    except BaseException:
+        # After some errors (disk full, I/O) SQLite has rolled back by itself.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    log.info("migrated %s from schema version %d to %d; %s is as it was before", path, version, today, kept)
+
+
+def copy_path(path: Path, version: int) -> Path:
+    """Where the database is kept as it was before its migration from that version."""
+    return path.with_name(f"{path.name}.version-{version}")
+
+
+def _keep_copy(connection: sqlite3.Connection, path: Path, version: int) -> Path:
+    """Copy the database, durably. An older copy of the same version is replaced: the store went back to it since."""
+    kept = copy_path(path, version)
+    new = kept.with_name(kept.name + ".new")
+    new.unlink(missing_ok=True)
+    try:
+        # Made beforehand so that it is never readable for others.
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        connection.execute("VACUUM INTO ?", (str(new),))
+        sync_path(new)
+        new.rename(kept)
+        sync_path(kept.parent)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    return kept
