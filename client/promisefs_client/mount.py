@@ -23,7 +23,7 @@ from .control.control_server import ControlServer
 from .control.fs_commands import FsCommands
 from .control.fs_examine import Examination
 from .control.open_files import open_files_report
-from .control.status import mount_report
+from .control.status import count_promises, mount_report
 from .data.contents import PageCache
 from .data.filestore import FileStore
 from .errors import ExitCode, UserError
@@ -260,7 +260,9 @@ class Mount:
         assert self._cell is not None and self._files is not None and self._locks is not None
         mounted_s = time.time() - self._started_at
         callbacks = self._connections.callbacks
-        report = mount_report(self._cell, self._files, self._pages, callbacks, mounted_s, self._cell.now())
+        now = self._cell.now()
+        promises = await count_promises(self._cell.table, now)
+        report = mount_report(self._cell, self._files, self._pages, callbacks, promises, mounted_s, now)
         scope = LockScope.LOCAL if self._extension is None else self._options.locks
         locks = {"scope": scope, "held": self._locks.held, "waiting": self._locks.waiting, "lost": self._locks.losses}
         return {**report, "locks": locks, "features": fuse_extension.features(self._extension)}

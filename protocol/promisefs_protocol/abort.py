@@ -111,15 +111,20 @@ class Aborted(Exception):
         self.message = message
 
     def __str__(self) -> str:
-        try:
-            name = AbortCode(self.code).name
-        except ValueError:
-            name = f"abort {self.code}"
+        name = name_of(self.code)
         return f"{name}: {self.message}" if self.message else name
 
     @property
     def errno(self) -> int:
         return errno_of(self.code)
+
+
+def name_of(code: int) -> str:
+    """What a code is called; "abort N" for one of a newer peer's."""
+    try:
+        return AbortCode(code).name
+    except ValueError:
+        return f"abort {code}"
 
 
 def errno_of(code: int) -> int:

@@ -4,8 +4,8 @@ Methods keep AFS's names. Names that AFS does not have: HELLO, CB.RenewLease, FS
 FS.Seek, FS.CopyRange, FS.GiveUpOpen, FS.GetLock, FS.CancelLock, CB.AnswerLocks, mount points, the xattr calls, and
 RenameVolume. A request or reply is a NamedTuple; bulk bytes (file contents, xattr values) travel beside it, see
 `connection`. Directions: FS.* and VL.* from the client on its *calls* connection; CB.RenewLease from the client, every
-other CB.* from the server, on the client's *callbacks* connection; the administration of volumes on the server's
-control socket only, a Unix socket in its store, without HELLO.
+other CB.* from the server, on the client's *callbacks* connection; statistics and the administration of volumes on the
+server's control socket only, a Unix socket in its store, without HELLO.
 """
 
 from __future__ import annotations
@@ -597,6 +597,10 @@ class RemoveVolume(NamedTuple):
     name: Text
 
 
+class GetStatistics(NamedTuple):
+    """What the server counts, and whom it waits for. The bulk of the reply is a JSON object, see docs/observing.md."""
+
+
 class RenameVolume(NamedTuple):
     """Aborts VNOVOL, EXIST, INVAL, PERM for the root volume."""
 
@@ -712,6 +716,7 @@ _METHODS = (
     _method("FS.GiveUpAllCallBacks", GiveUpAllCallBacks, Empty),
     _method("FS.GiveUpOpen", GiveUpOpen, Empty),
     _method("FS.GetVolumeStatus", GetVolumeStatus, GetVolumeStatusReply),
+    _method("FS.GetStatistics", GetStatistics, Empty),
     _method("VL.GetEntryByName", GetEntryByName, VolumeEntry),
     _method("VL.GetEntryByID", GetEntryByID, VolumeEntry),
     _method("VL.CreateVolume", CreateVolume, VolumeEntry),
@@ -727,5 +732,7 @@ _METHODS = (
 
 METHODS: dict[str, Method] = {m.name: m for m in _METHODS}
 METHOD_OF_REQUEST: dict[type[Any], Method] = {m.request: m for m in _METHODS}
-CONTROL_METHODS = frozenset({"VL.CreateVolume", "VL.ListVolumes", "VL.RemoveVolume", "VL.RenameVolume"})
+CONTROL_METHODS = frozenset(
+    {"FS.GetStatistics", "VL.CreateVolume", "VL.ListVolumes", "VL.RemoveVolume", "VL.RenameVolume"}
+)
 """Served on a server's control socket, and nowhere else."""

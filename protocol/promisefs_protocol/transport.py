@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from time import perf_counter
 from typing import Any
 
 import trio
@@ -48,6 +49,14 @@ Handler = Callable[[Any, bytes | None, int], Reply | Coroutine[Any, Any, Reply]]
 raises Aborted to refuse it."""
 
 
+Observer = Callable[[str, float, int], None]
+"""Told of each call that was served: its method, the seconds that it took, and the abort code, 0 for a reply."""
+
+
+def _ignore(method: str, seconds: float, code: int) -> None:
+    """Nobody counts what this peer calls."""
+
+
 class ConnectionLost(Exception):
     """The connection ended before the reply came: the call may or may not have been carried out."""
 
@@ -73,8 +82,11 @@ class Peer:
     is logged, the caller gets INTERNAL, and the connection goes on.
     """
 
-    def __init__(self, stream: trio.abc.Stream, handler: Handler, description: str) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, handler: Handler, description: str, observer: Observer = _ignore
+    ) -> None:
         self.description = description
+        self._observer = observer
         self._stream = stream
         self._handler = handler
         self._connection = Connection()
@@ -189,20 +201,22 @@ class Peer:
     def _serve(self, event: CallReceived, held_bytes: int, nursery: trio.Nursery) -> None:
         if self._closed:
             return  # see `_serve_in_task`
+        began = perf_counter()
         try:
             reply = self._handler(event.request, event.bulk, event.context)
             if isinstance(reply, tuple):
                 self._send(self._connection.send_reply(event.xid, *reply))
+                self._observer(event.method.name, perf_counter() - began, 0)
                 return
         except Exception as error:
-            self._send(self._abort_for(event, error))
+            self._send(self._abort_for(event, error, began))
             return
         self._serving += 1
         self._held_bytes += held_bytes
-        nursery.start_soon(self._serve_in_task, event, reply, held_bytes)
+        nursery.start_soon(self._serve_in_task, event, reply, held_bytes, began)
 
     async def _serve_in_task(
-        self, event: CallReceived, coming_reply: Coroutine[Any, Any, Reply], held_bytes: int
+        self, event: CallReceived, coming_reply: Coroutine[Any, Any, Reply], held_bytes: int, began: float
     ) -> None:
         try:
             if self._closed:
@@ -211,23 +225,27 @@ class Peer:
                 return
             try:
                 pieces = self._connection.send_reply(event.xid, *await coming_reply)
+                self._observer(event.method.name, perf_counter() - began, 0)
             except Exception as error:
-                pieces = self._abort_for(event, error)
+                pieces = self._abort_for(event, error, began)
             self._send(pieces)
         finally:
             self._held_bytes -= held_bytes
             self._serving -= 1
             self._less_held.set()
 
-    def _abort_for(self, event: CallReceived, error: Exception) -> list[Piece]:
+    def _abort_for(self, event: CallReceived, error: Exception, began: float) -> list[Piece]:
         match error:
             case Aborted():
-                return self._connection.send_abort(event.xid, error.code, error.message)
+                code, message = error.code, error.message
             case OSError():
                 log.warning("%s: %s: %r", self.description, event.method.name, error)
-                return self._connection.send_abort(event.xid, code_of(error.errno or 0), error.strerror or "")
-        log.error("%s: %s failed: a defect here", self.description, event.method.name, exc_info=error)
-        return self._connection.send_abort(event.xid, AbortCode.INTERNAL, "internal error, see the log")
+                code, message = code_of(error.errno or 0), error.strerror or ""
+            case _:
+                log.error("%s: %s failed: a defect here", self.description, event.method.name, exc_info=error)
+                code, message = AbortCode.INTERNAL, "internal error, see the log"
+        self._observer(event.method.name, perf_counter() - began, code)
+        return self._connection.send_abort(event.xid, code, message)
 
     def _refuse(self, event: BadCallReceived) -> None:
         if event.unknown_method:

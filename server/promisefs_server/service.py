@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
+from promisefs_protocol.observe.timings import Timings
 from promisefs_protocol.tcp import TcpStream
 from promisefs_protocol.transport import Reply
 
@@ -27,6 +28,7 @@ from .administration import control_socket
 from .administration.administration import Administration
 from .administration.control import ControlSessions
 from .locks.lock_keeper import LockKeeper
+from .observe.statistics import Statistics
 from .operations.data import DataOperations
 from .operations.locks import LockOperations
 from .operations.names import NameOperations
@@ -75,10 +77,13 @@ class Fileserver:
         self.breaker: Breaker
         self.lock_keeper: LockKeeper
         """Both present from when `run` has started."""
+        self.statistics = Statistics(self)
         self.operations: dict[type, Operation] = {}
         self.draining = False
         self.calls_served = 0
         """Calls that could not be answered at once, and are not yet."""
+        self.calls = Timings()
+        """By method, those that were answered; failures by abort code."""
         self._max_promises = max_promises
         self._stop = trio.Event()
         self._idle = trio.Event()
@@ -258,6 +263,18 @@ class Fileserver:
             self.calls_served -= 1
             if not self.calls_served:
                 self._idle.set()
+
+    @property
+    def connections(self) -> int:
+        return len(self._sessions)
+
+    def served(self, method: str, seconds: float, code: int) -> None:
+        """A call was answered: count it."""
+        timing = self.calls[method]
+        timing.started += 1
+        timing.took(seconds)
+        if code:
+            timing.failed(code)
 
     def _make_operations(self) -> None:
         parts = Parts(self.store, self.breaker, self.durability, self.deletions, self.locks)

@@ -58,7 +58,7 @@ _GROWING = (CreateFile, MakeDir, MakeMountPoint, Symlink, Link, SetXattr, StoreD
 class Session:
     def __init__(self, server: Fileserver, stream: trio.abc.Stream, description: str) -> None:
         self._server = server
-        self._peer = Peer(stream, self._handle, description)
+        self._peer = Peer(stream, self._handle, description, server.served)
         self._contact: Contact | None = None
         self._role = ""
         self._introduced = trio.Event()

@@ -12,7 +12,7 @@ from promisefs_client.control.status import mount_report
 
 
 def report(mount: ClientMount) -> dict[str, Any]:
-    return mount_report(mount.cell, mount.files, mount.pages, [mount.callbacks], 1.0, trio.current_time())
+    return mount_report(mount.cell, mount.files, mount.pages, [mount.callbacks], 0, 1.0, trio.current_time())
 
 
 async def test_breaks_acknowledged_early(world: World) -> None:

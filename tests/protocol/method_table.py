@@ -52,7 +52,7 @@ def who_calls(method: str) -> str:
     if method == "CB.RenewLease":
         return "client, on callbacks"
     if method in CONTROL_METHODS:
-        return "promisefsd volume, on control"
+        return "promisefsd, on control"
     return "server, on callbacks" if method.startswith("CB.") else "client, on calls"
 
 

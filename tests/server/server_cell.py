@@ -208,12 +208,15 @@ class Cell:
 
     async def administer(self, request: Any) -> Any:
         """Make a call on the control socket."""
+        return (await self.administer_with_bulk(request))[0]
+
+    async def administer_with_bulk(self, request: Any) -> tuple[Any, bytes | None]:
         stream = await control_socket.connect(self.server.store.folder)
         assert stream is not None
         peer = Peer(stream, None, "control")  # type: ignore[arg-type]
         self.nursery.start_soon(peer.run)
         try:
-            return (await peer.call(request))[0]
+            return await peer.call(request)
         finally:
             await peer.close()
 

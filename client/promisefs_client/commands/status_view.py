@@ -14,6 +14,8 @@ from .mounts import MountEntry
 
 _SERVER = "servers"
 _FEATURES = "features"
+_CACHES = "caches"
+_FOR_PROGRAMS = ("bucket_bounds_s",)
 
 
 def fetch_status(entry: MountEntry) -> dict[str, Any]:
@@ -32,11 +34,15 @@ def mount_table(state: dict[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column()
     for key, value in state.items():
+        if key in _FOR_PROGRAMS or key.endswith("_latency"):
+            continue
         if key == _SERVER:
             for server in value:
                 table.add_row("server", Text(f"{server['address']}: {describe_server(server)}"))
         else:
-            if key == _FEATURES:
+            if key == _CACHES:
+                value = ", ".join(f"{name} {hit_rate(counted)}" for name, counted in value.items())
+            elif key == _FEATURES:
                 value = ", ".join(name for name, on in value.items() if on) or "none"
             elif isinstance(value, dict):
                 value = ", ".join(f"{name} {count}" for name, count in value.items()) or "none"
@@ -76,6 +82,11 @@ def describe_server(server: dict[str, Any]) -> str:
     since = time.strftime("%F %T", time.localtime(time.time() - server["disconnected_s"]))
     lease = f", its lease runs {server['lease_left_s']:g} s more" if server["lease_left_s"] else ""
     return f"NOT CONNECTED since {since}{lease}{waiting}"
+
+
+def hit_rate(counted: dict[str, int]) -> str:
+    asked = counted["hits"] + counted["misses"]
+    return f"{100 * counted['hits'] / asked:.1f}%" if asked else "-"
 
 
 def error_line(state: dict[str, Any]) -> Text:

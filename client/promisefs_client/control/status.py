@@ -5,22 +5,32 @@ and resets that were acknowledged before the kernel had dropped everything (`ove
 `leases_lost`; `timeouts`, operations that failed because a server was away; `store_failures`, stores that failed and
 are tried again; `files_lost`, files whose last bytes had no place to go to; `bytes_voided`, bytes that were thrown away
 since the lock under which they were written was lost. `closes_owed`: removed files that were closed here, which a
-server still keeps until it can be told.
+server still keeps until it can be told. `open_mmaps`: open files, and those of them that outlive their last close, so
+are mapped, most likely. `caches`: see `observe.counters`. `..._latency`: see `observe.timings`; with `bucket_bounds_s`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
+
+import trio
+from promisefs_protocol.abort import name_of
+from promisefs_protocol.observe.timings import BOUNDS_S, total
 
 from promisefs_client.data.filestore import FileStore
 from promisefs_client.data.pagecache import PageCache
 from promisefs_client.fuse.handlers import UPCALLS
 from promisefs_client.network.callbacks import CallbackService
 from promisefs_client.network.cell import Cell
-from promisefs_client.network.session import ServerSession
+from promisefs_client.network.session import NO_ANSWER, ServerSession
+from promisefs_client.vnodes.vnode_table import VnodeTable
+
+VNODES_AT_A_TIME = 5000
+"""Looked at in one step, about a millisecond."""
 
 
 def server_report(session: ServerSession, callbacks: CallbackService, now: float) -> dict[str, Any]:
@@ -36,15 +46,42 @@ def server_report(session: ServerSession, callbacks: CallbackService, now: float
         **{name: getattr(callbacks, name) for name in ("breaks", "resets", "early_acks", "overdue")},
         "leases_lost": session.leases_lost,
         "timeouts": session.timeouts,
-        "rpcs": dict(sorted(session.call_counts.items())),
+        "rpcs": session.calls_made.counts(),
+        "rpc_latency": session.calls_made.as_json(_name_of_failure),
+        "break_latency": callbacks.acknowledgements.as_json(),
     }
 
 
+def _name_of_failure(code: int) -> str:
+    return "no answer" if code == NO_ANSWER else name_of(code)
+
+
+def _name_of_errno(number: int) -> str:
+    return errno.errorcode.get(number, str(number))
+
+
+async def count_promises(table: VnodeTable, now: float) -> int:
+    """The vnodes that may be served without asking; in steps, for there may be hundreds of thousands."""
+    count = 0
+    vnodes = list(table)
+    for start in range(0, len(vnodes), VNODES_AT_A_TIME):
+        count += sum(table.valid(vnode, now) for vnode in vnodes[start : start + VNODES_AT_A_TIME])
+        await trio.lowlevel.checkpoint()
+    return count
+
+
 def mount_report(
-    cell: Cell, files: FileStore, pages: PageCache, callbacks: Iterable[CallbackService], mounted_s: float, now: float
+    cell: Cell,
+    files: FileStore,
+    pages: PageCache,
+    callbacks: Iterable[CallbackService],
+    promises: int,
+    mounted_s: float,
+    now: float,
 ) -> dict[str, Any]:
-    """Everything but where it is mounted, which the kernel knows better."""
-    table = cell.table
+    """Everything but where it is mounted, which the kernel knows better. `promises` as counted."""
+    table, counters = cell.table, cell.counters
+    open_files = list(table.open_mmaps.files(now))
     services = {service.server: service for service in callbacks}
     servers = [server_report(session, services[server], now) for server, session in cell.sessions.items()]
     rpcs = sum((Counter(server["rpcs"]) for server in servers), Counter[str]())
@@ -55,8 +92,9 @@ def mount_report(
         "waiting": _total(servers, "waiting"),
         "servers": servers,
         "vnodes": len(table),
-        "promises": sum(table.valid(vnode, now) for vnode in table),
-        "open_files": sum(vnode.opens for vnode in table if not vnode.status.is_dir),
+        "promises": promises,
+        "open_files": len(table.open_mmaps),
+        "open_mmaps": {"files": len(open_files), "outlive_close": sum(file.outlives_close for file in open_files)},
         "cache_bytes": pages.clean_bytes,
         "cache_limit_bytes": pages.limit_bytes,
         "dirty_bytes": pages.dirty_bytes,
@@ -67,11 +105,20 @@ def mount_report(
         "closes_owed": len(cell.closings),
         **{name: _total(servers, name) for name in _SUMMED},
         "kernel_epochs": cell.kernel.has_epochs,
-        "upcalls": dict(sorted(UPCALLS.counts.items())),
+        "upcalls": UPCALLS.counts(),
         "rpcs": dict(sorted(rpcs.items())),
+        "caches": counters.caches_as_json(),
+        **{name: getattr(counters, name) for name in _BYTES},
+        "bucket_bounds_s": list(BOUNDS_S),
+        "upcall_latency": UPCALLS.as_json(_name_of_errno),
+        "rpc_latency": {
+            method: total([s["rpc_latency"][method] for s in servers if method in s["rpcs"]]) for method in sorted(rpcs)
+        },
+        "break_latency": total([server["break_latency"] for server in servers]),
     }
 
 
+_BYTES = ("read_bytes", "written_bytes", "fetched_bytes", "stored_bytes")
 _SUMMED = ("breaks", "resets", "early_acks", "overdue", "leases_lost", "timeouts")
 
 

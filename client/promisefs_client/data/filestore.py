@@ -133,6 +133,7 @@ class FileStore:
         """Bytes of the file; short only at its end. Raise Aborted, ServerUnavailable."""
         cell = self._cell
         contents = self.contents(vnode)
+        waited = False
         while True:
             await cell.validate(vnode)
             if contents.version is None:  # a break took the label away; the status is newer than our call
@@ -141,11 +142,13 @@ class FileStore:
             _, end = readahead.want(offset, length)
             data = contents.read(offset, length, size)
             if data is not None:
+                cell.counters.pages.count(not waited)
                 contents.given(offset, data)
                 self._fetch_ahead(vnode, contents, max(offset + length, readahead.begun_to), min(end, size), readahead)
                 if not cell.valid(vnode):
                     cell.drop_pages_later(vnode)  # good for this answer, but nobody would tell us of a change
                 return data
+            waited = True
             # What was fetched ahead may be gone again, so all of it is looked at.
             self._fetch_ahead(vnode, contents, offset + length, min(end, size), readahead)
             await self._fetch_needed(vnode, contents, offset, min(length, size - offset))
@@ -201,6 +204,7 @@ class FileStore:
         try:
             async with cell.ask(FetchData(vnode.fid, run.start * BLOCK_BYTES, len(run) * BLOCK_BYTES)) as answer:
                 unchanged = contents.fill_epoch == epoch
+                cell.counters.fetched_bytes += len(answer.bulk or b"")
                 entry = answer.reply.entry
                 cell.table.install(entry, answer.mark)
                 if unchanged:
@@ -311,6 +315,7 @@ class FileStore:
                     contents.advance_version(entry.status.version, entry.status.size)
                 table.install(entry, answer.mark)
                 state.appends += 1
+                self._cell.counters.stored_bytes += len(data)
         self._cell.drop_stale_later()
         return int(offset)
 
@@ -482,6 +487,7 @@ class FileStore:
         request = StoreData(vnode.fid, extent.offset, vnode.written_ns, sync, since)
         try:
             async with cell.ask(request, extent.data) as answer:
+                cell.counters.stored_bytes += extent.length
                 entry, label = answer.reply.entry, contents.version
                 cell.table.install_own_data(entry, answer.mark)
                 if contents.stored(extent, entry.status.version, label):

@@ -15,12 +15,14 @@ import logging
 import mmap
 import os
 from collections.abc import Callable, Coroutine, Sequence
+from time import perf_counter
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 from promisefs_protocol.abort import Aborted
 from promisefs_protocol.ids import MAX_NAME_BYTES, MAX_SYMLINK_BYTES, Fid
 from promisefs_protocol.messages import GetVolumeStatus, StoreStatus
+from promisefs_protocol.observe.timings import Timings
 
 from promisefs_client.data.filestore import FileStore
 from promisefs_client.data.ranges import Ranges
@@ -51,38 +53,28 @@ BULK_STATUSES = 1000
 """Entries of a listing whose statuses are asked for together when they are no longer known."""
 
 
-class UpcallCounter:
-    """How many requests of each kind the kernel has made."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-
-UPCALLS = UpcallCounter()
+UPCALLS = Timings()
+"""The kernel's requests by kind, until they were answered; failures by errno."""
 
 
 def handler(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Turn every failure into an errno; anything else would end the main loop and leave the request unanswered."""
     name = function.__name__
+    timing = UPCALLS[name]
 
     @functools.wraps(function)
     async def handle(*args: P.args, **kwargs: P.kwargs) -> R:
-        UPCALLS.counts[name] = UPCALLS.counts.get(name, 0) + 1
+        timing.started += 1
+        began = perf_counter()
         try:
             with handling(), acting_with(_caller_key(args)):
                 return await function(*args, **kwargs)
-        except pyfuse3.FUSEError:
-            raise
-        except (Aborted, FsError) as error:
-            raise pyfuse3.FUSEError(error.errno) from None
-        except Interrupted:
-            raise pyfuse3.FUSEError(errno.EINTR) from None
-        except ServerUnavailable as error:
-            log.warning("%s: %s", name, error)
-            raise pyfuse3.FUSEError(errno.ETIMEDOUT) from None
-        except Exception:
-            log.exception("%s failed: a defect here", name)
-            raise pyfuse3.FUSEError(errno.EIO) from None
+        except Exception as error:
+            number = _errno_for(error, name)
+            timing.failed(number)
+            raise pyfuse3.FUSEError(number) from None
+        finally:
+            timing.took(perf_counter() - began)
 
     return handle
 
@@ -91,6 +83,20 @@ def _caller_key(args: Sequence[Any]) -> Key | None:
     """The key of the process that a handler is called for; None if the kernel does not say which that is."""
     operations, context = args[0], args[-1]
     return operations.keys.of(context.uid) if isinstance(context, pyfuse3.RequestContext) else None
+
+
+def _errno_for(error: Exception, name: str) -> int:
+    """What the kernel is told of a failure of the handler of that name."""
+    match error:
+        case Aborted() | FsError() | pyfuse3.FUSEError():
+            return int(error.errno)
+        case Interrupted():
+            return errno.EINTR
+        case ServerUnavailable():
+            log.warning("%s: %s", name, error)
+            return errno.ETIMEDOUT
+    log.error("%s failed: a defect here", name, exc_info=error)
+    return errno.EIO
 
 
 class _OpenFile:
@@ -148,6 +154,7 @@ class Operations(pyfuse3.Operations):
         self._on_init = on_init
         self._cell = cell
         self.keys = cell.keys
+        self._counters = cell.counters
         self._table = cell.table
         self._files = files
         self._locks = locks
@@ -187,7 +194,9 @@ class Operations(pyfuse3.Operations):
         return directory
 
     def _attributes(self, vnode: Vnode) -> pyfuse3.EntryAttributes:
-        return attributes_of(vnode, self._table.remaining_s(vnode, self._cell.now()), 0)
+        attributes_s = self._table.remaining_s(vnode, self._cell.now())
+        self._counters.kernel_attributes.count(attributes_s > 0)
+        return attributes_of(vnode, attributes_s, 0)
 
     def _entry(self, directory: Vnode, name: bytes, vnode: Vnode) -> pyfuse3.EntryAttributes:
         """An answer that gives the kernel a reference."""
@@ -202,6 +211,8 @@ class Operations(pyfuse3.Operations):
             name_s = 0.0  # not looked up yet, or it stands for another volume by now
         if shown.status.is_mount_point:
             attributes_s = 0.0
+        self._counters.kernel_attributes.count(attributes_s > 0)
+        self._counters.kernel_names.count(name_s > 0)
         return attributes_of(shown, attributes_s, name_s)
 
     def _new_handle(self) -> int:
@@ -417,6 +428,7 @@ class Operations(pyfuse3.Operations):
         vnode = file.vnode
         await self._locks.check(fh)
         data = await self._files.read(vnode, off, size, file.readahead)
+        self._counters.read_bytes += len(data)
         if len(data) < size:
             vnode.kernel_size.ended(off + len(data))
         if vnode.size > vnode.kernel_size.least:
@@ -440,9 +452,11 @@ class Operations(pyfuse3.Operations):
             if await self._files.append(vnode, buf) != off:
                 self._cell.start(self._correct_end, vnode, kernels_end)
             vnode.kernel_size.reaches(kernels_end)
+            self._counters.written_bytes += len(buf)
             return len(buf)
         vnode.kernel_size.reaches(kernels_end)
         await self._files.write(vnode, off, buf)
+        self._counters.written_bytes += len(buf)
         return len(buf)
 
     async def _drop_privileges(self, vnode: Vnode) -> None:

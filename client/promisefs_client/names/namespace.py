@@ -62,11 +62,11 @@ class Namespace:
         known = self._cached(directory, name)
         if known is not None:
             fid = known[0]
-            if fid is None:
-                return None
-            vnode = self._table.get(fid)
-            if vnode is not None and self._cell.valid(vnode):
+            vnode = None if fid is None else self._table.get(fid)
+            if fid is None or (vnode is not None and self._cell.valid(vnode)):
+                self._cell.counters.names.hits += 1
                 return vnode
+        self._cell.counters.names.misses += 1
         async with self._cell.ask(Lookup(directory.fid, name)) as answer:
             reply = answer.reply
             directory = self._table.install(reply.directory, answer.mark)
@@ -91,7 +91,9 @@ class Namespace:
         """All names, in byte order when they come from the server."""
         names = directory.names
         if names is not None and names.complete and self._cell.valid(directory):
+            self._cell.counters.listings.hits += 1
             return [(name, fid) for name, fid in names.entries.items() if fid is not None]
+        self._cell.counters.listings.misses += 1
         for attempt in range(LISTING_ATTEMPTS):
             entries = await self._fetch_listing(directory, must_be_of_one_version=attempt < LISTING_ATTEMPTS - 1)
             if entries is not None:

@@ -22,6 +22,7 @@ from promisefs_protocol.messages import (
     LockAnswer,
     Probe,
 )
+from promisefs_protocol.observe.timings import Timing
 from promisefs_protocol.transport import Reply
 
 from promisefs_client.data.resizing import correct_size, show_end
@@ -41,6 +42,8 @@ class CallbackService:
         self.cell: Cell | None = None
         self.on_lock_answers: Callable[[Iterable[LockAnswer]], None] = lambda answers: None
         self.ack_wait_s = ack_wait_s
+        self.acknowledgements = Timing()
+        """CB.CallBack and CB.InitCallBackState3, until they are acknowledged."""
         self.breaks = 0
         self.resets = 0
         self.early_acks = 0
@@ -48,19 +51,27 @@ class CallbackService:
         """Of the early acknowledgements: those whose kernel work has not ended yet."""
 
     async def serve(self, request: Any, bulk: bytes | None, context: int) -> Reply:
-        match request:
-            case CallBack():
+        if not isinstance(request, CallBack | InitCallBackState3):
+            return self._answer(request), None
+        self.acknowledgements.started += 1
+        began = trio.current_time()
+        try:
+            if isinstance(request, CallBack):
                 return await self._call_back(request), None
-            case InitCallBackState3():
-                self.resets += 1
-                log.info("InitCallBackState3: no promise of %s holds any more", self.server.name)
-                await self.reset()
-                return Empty(), None
+            self.resets += 1
+            log.info("InitCallBackState3: no promise of %s holds any more", self.server.name)
+            await self.reset()
+            return Empty(), None
+        finally:
+            self.acknowledgements.took(trio.current_time() - began)
+
+    def _answer(self, request: Any) -> Empty:
+        match request:
             case AnswerLocks():
                 self.on_lock_answers(request.answers)
-                return Empty(), None
+                return Empty()
             case Probe():
-                return Empty(), None
+                return Empty()
         raise Aborted(AbortCode.UNKNOWN_METHOD, "this is no call for a client")
 
     async def _call_back(self, request: CallBack) -> CallBackReply:

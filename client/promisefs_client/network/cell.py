@@ -50,6 +50,7 @@ from promisefs_client.errors import ServerUnavailable
 from promisefs_client.fuse.kernel import KernelCaches
 from promisefs_client.fuse.requests import outlive_request
 from promisefs_client.identity.key import Key
+from promisefs_client.observe.counters import Counters
 from promisefs_client.vnodes.vnode import Vnode
 from promisefs_client.vnodes.vnode_table import KernelWork, VnodeTable
 from promisefs_client.vnodes.volumes import Volume
@@ -169,6 +170,7 @@ class Cell:
         self.kernel = kernel
         self.now = now
         """The clock of promises and leases."""
+        self.counters = Counters()
         self.closings = Closings()
         self._telling: set[int] = set()  # volumes whose server is being told of them
         self._dropping: Counter[int] = Counter()
@@ -273,7 +275,9 @@ class Cell:
         Raise Aborted(VNOVNODE) if it is gone, ServerUnavailable.
         """
         if self.valid(vnode):
+            self.counters.attributes.hits += 1
             return
+        self.counters.attributes.misses += 1
         await self.fetch_status(vnode)
         self.drop_stale_later()
 
@@ -282,6 +286,7 @@ class Cell:
 
         A break may have overtaken the reply, and the next may be; whoever breaks that often makes us renew it, too.
         """
+        self.counters.attributes.count(self.valid(vnode))
         for _ in range(PROMISE_TRIES):
             if self.valid(vnode) or not await self.fetch_status(vnode):
                 break

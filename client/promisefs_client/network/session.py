@@ -58,6 +58,7 @@ from promisefs_protocol.messages import (
     StoreStatus,
     Sync,
 )
+from promisefs_protocol.observe.timings import Timings
 from promisefs_protocol.tcp import connect
 from promisefs_protocol.transport import ConnectionLost, Handler, Peer, Reply
 
@@ -111,6 +112,8 @@ _REPEATABLE = {StoreData, StoreStatus, Fallocate, CopyRange, Sync, SetLock, Canc
 """Calls that may be made again, whether or not they were carried out, by who does not know that they are repeated."""
 
 UNNUMBERED = Operation(0, 0, False)
+NO_ANSWER = 0
+"""Stands for an abort code where calls that were not answered in time are counted."""
 
 
 class Refused(Exception):
@@ -144,7 +147,9 @@ class ServerSession:
         self.leases_lost = 0
         self.timeouts = 0
         """Calls that were not answered in time."""
-        self.call_counts: dict[str, int] = {}
+        self.calls_made = Timings()
+        """By method, until they were answered, repetitions and waiting for the server included. Failures by abort code,
+        NO_ANSWER among them."""
         self.lost_at: float | None = None
         """When the connection was lost; None while there is one."""
         self._waiting: dict[int, float] = {}  # call -> when it began, oldest first
@@ -189,14 +194,16 @@ class ServerSession:
         A change of names is numbered here, whatever its `operation` is: UNNUMBERED.
         """
         method = METHOD_OF_REQUEST[type(request)]
-        self.call_counts[method.name] = self.call_counts.get(method.name, 0) + 1
+        timing = self.calls_made[method.name]
+        timing.started += 1
         if self._calls is None and len(self._waiting) >= MAX_WAITING:
             self.timeouts += 1
+            timing.failed(NO_ANSWER)
             raise ServerUnavailable(f"{method.name}: {MAX_WAITING} calls wait for {self.address} already")
         self._next_call += 1
         number = self._next_call
         key = key or current_key() or self.keys.own
-        self._waiting[number] = self._now()
+        self._waiting[number] = began = self._now()
         try:
             with trio.move_on_after(self.timeout_s if timeout_s is None else timeout_s):
                 async with Promptly(self._slots):
@@ -204,9 +211,14 @@ class ServerSession:
                         return await self._call_repeatedly(method, request, bulk, key)
                     with self._operation() as operation:
                         return await self._call_repeatedly(method, request._replace(operation=operation), bulk, key)
+        except Aborted as refusal:
+            timing.failed(refusal.code)
+            raise
         finally:
             del self._waiting[number]
+            timing.took(self._now() - began)
         self.timeouts += 1
+        timing.failed(NO_ANSWER)
         raise ServerUnavailable(f"{method.name}: no answer from {self.address}")
 
     async def _call_repeatedly(

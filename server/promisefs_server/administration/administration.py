@@ -85,9 +85,9 @@ class Administration:
         there = self._store.volumes.in_state(VolumeState.HERE, VolumeState.LEAVING, VolumeState.MOVED)
         there = [volume for volume in there if volume.volume > request.after]
         page, more = there[:MAX_PAGE_VOLUMES], len(there) > MAX_PAGE_VOLUMES
-        sizes = await trio.to_thread.run_sync(_sizes, self._store.database.path, page)
+        found = await trio.to_thread.run_sync(sizes, self._store.database.path, page)
         infos = (
-            VolumeInfo(volume.name, volume.volume, *sizes.get(volume.volume, (0, 0)), _moved_to(volume))
+            VolumeInfo(volume.name, volume.volume, *found.get(volume.volume, (0, 0)), _moved_to(volume))
             for volume in page
         )
         return ListVolumesReply(tuple(infos), more)
@@ -102,7 +102,7 @@ def _moved_to(volume: Volume) -> str:
     return ""
 
 
-def _sizes(path: Path, volumes: Sequence[Volume]) -> dict[int, tuple[int, int]]:
+def sizes(path: Path, volumes: Sequence[Volume]) -> dict[int, tuple[int, int]]:
     """(vnodes, bytes) of volumes that have any. For threads: counting reads every row."""
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     try:

@@ -1,13 +1,14 @@
-"""Connections to the control socket: frames as everywhere, no HELLO, and only the administration of volumes."""
+"""Connections to the control socket: frames as everywhere, no HELLO, the administration of volumes and statistics."""
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_protocol.messages import METHOD_OF_REQUEST, CreateVolume
+from promisefs_protocol.messages import METHOD_OF_REQUEST, CreateVolume, Empty, GetStatistics
 from promisefs_protocol.transport import Peer, Reply
 
 from .administration import Administration
@@ -38,6 +39,8 @@ class ControlSessions:
     async def _handle(self, request: Any, bulk: bytes | None, context: int) -> Reply:
         if self._server.draining:
             raise Aborted(AbortCode.SHUTTING_DOWN, "the server is shutting down")
+        if isinstance(request, GetStatistics):
+            return Empty(), json.dumps(await self._server.statistics.report()).encode()
         if not self._administration.serves(request):
             raise Aborted(
                 AbortCode.NOT_INTRODUCED, f"{METHOD_OF_REQUEST[type(request)].name} is no call for the control socket"

@@ -87,6 +87,16 @@ class LockTable:
     def holds(self, host: int) -> bool:
         return host in self._pieces_of_host
 
+    @property
+    def held(self) -> int:
+        """Pieces of files that somebody has a lock on."""
+        return self._pieces_in_all
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return len(self._waiting)
+
     def files(self) -> set[int]:
         """Those that somebody has a lock on or waits for."""
         return {key for key, _ in self._books}

@@ -28,6 +28,7 @@ from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.connection import LocalProtocolError
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import MAX_LIST, Break, CallBack, Changed, InitCallBackState3
+from promisefs_protocol.observe.timings import Timing
 from promisefs_protocol.transport import ConnectionLost, Peer
 
 from promisefs_server.store.vnodes import key_of
@@ -37,6 +38,8 @@ from .promises import MAX_PROMISES, PromiseTable
 
 log = logging.getLogger(__name__)
 
+NOT_ACKNOWLEDGED = 0
+"""Stands for an abort code where breaks that came to nothing are counted."""
 MAX_BATCHES_IN_FLIGHT = 16
 """CB.CallBack calls to one host at a time; more breaks wait and go together."""
 
@@ -45,8 +48,9 @@ NotOpen = Callable[[Host, Sequence[Fid]], None]
 
 
 class _Batch:
-    def __init__(self) -> None:
+    def __init__(self, queued_s: float) -> None:
         self.breaks: dict[Fid, Break] = {}
+        self.queued_s = queued_s
         self.settled = trio.Event()
         self.scope = trio.CancelScope()
 
@@ -81,6 +85,15 @@ class Contact:
     def batches(self) -> list[_Batch]:
         return [*self.in_flight, *self.waiting]
 
+    @property
+    def breaks_owed(self) -> int:
+        """Breaks that the host has not acknowledged."""
+        return sum(len(batch.breaks) for batch in self.batches())
+
+    def longest_break_s(self, now_s: float) -> float:
+        """For how long the oldest of them has been under way; 0 if there is none."""
+        return max((now_s - batch.queued_s for batch in self.batches()), default=0.0)
+
     def has_outstanding(self, fid: Fid) -> bool:
         return any(fid in batch.breaks for batch in self.batches())
 
@@ -99,6 +112,15 @@ class Breaker:
         self._nursery = nursery
         self._max_promises = max_promises
         self._contacts: dict[int, Contact] = {}
+        self.breaks_sent = 0
+        self.resets_sent = 0
+        """InitCallBackState3 calls."""
+        self.leases_ended = 0
+        """Hosts that had not acknowledged breaks when their lease ended."""
+        self.deliveries = Timing()
+        """CB.CallBack calls, until they were acknowledged or given up, which `failures` counts."""
+        self.waits = Timing()
+        """Of mutations for the acknowledgements of others."""
         self.on_not_open: NotOpen = lambda host, fids: None
         self.orphans_of: Callable[[Host], Sequence[Fid]] = lambda host: ()
         """Which orphans are kept for a host; it is asked about them after InitCallBackState3."""
@@ -202,16 +224,21 @@ class Breaker:
         events = [batch.settled for contact in self._contacts.values() for batch in contact.batches()]
         return events + [c.doubt for c in self._contacts.values() if c.doubt is not None]
 
-    @staticmethod
-    async def settle(events: Iterable[trio.Event]) -> None:
+    async def settle(self, events: Iterable[trio.Event]) -> None:
         """Step 5: wait until every host acknowledged or its lease has ended."""
-        for event in events:
+        not_set = [event for event in events if not event.is_set()]
+        if not not_set:
+            return
+        self.waits.started += 1
+        began_s = trio.current_time()
+        for event in not_set:
             await event.wait()
+        self.waits.took(trio.current_time() - began_s)
 
     def _queue(self, contact: Contact, item: Break) -> trio.Event:
         waiting = contact.waiting
         if not waiting or (len(waiting[-1].breaks) >= MAX_LIST and item.fid not in waiting[-1].breaks):
-            waiting.append(_Batch())
+            waiting.append(_Batch(trio.current_time()))
             if len(waiting) + len(contact.in_flight) <= MAX_BATCHES_IN_FLIGHT:
                 self._nursery.start_soon(self._deliver, contact)
         waiting[-1].add(item)
@@ -236,18 +263,25 @@ class Breaker:
         peer = contact.callbacks
         if peer is None or contact.host.stale:
             return False
+        self.breaks_sent += len(batch.breaks)
+        self.deliveries.started += 1
+        began_s = trio.current_time()
         with batch.scope:
             try:
                 reply, _ = await peer.call(CallBack(tuple(batch.breaks.values())))
             except (ConnectionLost, Aborted, LocalProtocolError) as error:
                 log.info("%s: break not acknowledged: %r", contact.host, error)
+                self.deliveries.failed(NOT_ACKNOWLEDGED)
                 return False
+            finally:
+                self.deliveries.took(trio.current_time() - began_s)
             still_open = set(reply.still_open)
             deleted = [b.fid for b in batch.breaks.values() if b.changed & Changed.DELETED]
             not_open = [fid for fid in deleted if fid not in still_open]
             if not_open:
                 self.on_not_open(contact.host, not_open)
             return True
+        self.deliveries.failed(NOT_ACKNOWLEDGED)
         return False
 
     async def _mind(self, contact: Contact) -> None:
@@ -255,6 +289,7 @@ class Breaker:
         while contact.batches():
             if trio.current_time() >= contact.host.lease_end_s:
                 log.warning("%s: its lease ended with breaks outstanding", contact.host)
+                self.leases_ended += 1
                 peer = contact.callbacks
                 self.mark_stale(contact)
                 if peer is not None:
@@ -312,6 +347,7 @@ class Breaker:
         try:
             while self._knows(contact) and contact.host.stale and (peer := contact.callbacks) is not None:
                 sent_s = trio.current_time()
+                self.resets_sent += 1
                 try:
                     await peer.call(InitCallBackState3(self._server_uuid))
                 except (ConnectionLost, Aborted, LocalProtocolError) as error:

@@ -113,6 +113,10 @@ class Deletions:
         rows = self._store.database.rows("SELECT vnode FROM vnodes WHERE vnode BETWEEN ? AND ?", (min(keys), max(keys)))
         return set(keys).difference(key for (key,) in rows)
 
+    def __len__(self) -> int:
+        """Data files that are still to be deleted."""
+        return len(self._pending)
+
     def check_invariants(self) -> None:
         """What is going to be deleted is nobody's."""
         for key in self._pending:

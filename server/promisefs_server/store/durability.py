@@ -19,6 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import trio
+from promisefs_protocol.observe.stopwatch import measuring
+from promisefs_protocol.observe.timings import Timing
 
 from .database import BUSY_TIMEOUT_S, Database
 from .datafiles import DataFile, DataFiles
@@ -43,6 +45,10 @@ class Durability:
         self._wal = os.open(database.wal_path, os.O_RDONLY | os.O_CLOEXEC)
         self._durable_commits = 0
         """So many of the database's commits are known to be on disk."""
+        self.commits_synced = Timing()
+        """fdatasync calls of the WAL: durable commits, each for all who waited for one."""
+        self.files_synced = Timing()
+        """fdatasync calls of data files."""
         self._waiting: list[trio.Event] = []
         self._wake = trio.Event()
         self._failure: OSError | None = None
@@ -67,7 +73,8 @@ class Durability:
             commits = self._database.commits
             if commits > self._durable_commits and self._failure is None:
                 try:
-                    await trio.to_thread.run_sync(os.fdatasync, self._wal, limiter=self._limiter)
+                    with measuring(self.commits_synced):
+                        await trio.to_thread.run_sync(os.fdatasync, self._wal, limiter=self._limiter)
                     self._durable_commits = commits
                 except OSError as error:
                     log.critical("cannot sync %s: %s; nothing can be made durable", self._database.wal_path, error)
@@ -130,7 +137,8 @@ class Durability:
 
     async def _fdatasync(self, file: DataFile) -> None:
         try:
-            await trio.to_thread.run_sync(file.sync, limiter=self._limiter)
+            with measuring(self.files_synced):
+                await trio.to_thread.run_sync(file.sync, limiter=self._limiter)
         except OSError as error:
             path = self._files.path(file.key)
             log.critical("cannot sync %s: %s; nothing of it can be made durable", path, error.strerror)
