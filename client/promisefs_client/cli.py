@@ -14,12 +14,15 @@ from typing import Any
 import click
 import trio
 from promisefs_protocol import collector
+from promisefs_protocol.observe import logs
+from promisefs_protocol.observe.logs import LogFormat
 from rich.console import Console
 
 from .commands.fs import fs
 from .commands.mmaps_view import fetch_mmaps, mmaps_table
 from .commands.mounts import MountEntry, find_mount, list_mounts
 from .commands.status_view import error_line, fetch_status, mount_table, overview, place_of, printable
+from .commands.trace import trace
 from .commands.unmounting import unmount as unmount_entry
 from .errors import ExitCode, UserError
 from .options import parse_options, parse_source, with_absolute_paths
@@ -58,7 +61,14 @@ def cli() -> None:
     "locks=cell|local|off, allow_other, ro, and the generic options of mount(8).",
 )
 @click.option("--log-file", type=click.Path(dir_okay=False), help="Append the log here.")
-@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option(
+    "--log-format",
+    type=click.Choice([form.value for form in LogFormat]),
+    default=LogFormat.TEXT.value,
+    show_default=True,
+    help="Text for people, or one JSON object a line.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log every event: breaks, promises, calls...")
 @click.option("--ready-fd", type=int, default=-1, hidden=True)
 def mount(
     source: str,
@@ -66,6 +76,7 @@ def mount(
     foreground: bool,
     options: tuple[str, ...],
     log_file: str | None,
+    log_format: str,
     verbose: bool,
     ready_fd: int,
 ) -> None:
@@ -86,9 +97,9 @@ def mount(
     place = mounting.check_mountpoint(mountpoint)
     mounting.check_fuse()
     if not foreground:
-        _mount_in_background(source, place, options, log_file, verbose)
+        _mount_in_background(source, place, options, log_file, log_format, verbose)
         return
-    _set_up_log(log_file, verbose, to_terminal=ready_fd < 0)
+    _set_up_log(log_file, LogFormat(log_format), verbose, to_terminal=ready_fd < 0)
 
     def on_ready() -> None:
         if ready_fd >= 0:
@@ -101,7 +112,7 @@ def mount(
 
 
 def _mount_in_background(
-    source: str, mountpoint: str, options: tuple[str, ...], log_file: str | None, verbose: bool
+    source: str, mountpoint: str, options: tuple[str, ...], log_file: str | None, log_format: str, verbose: bool
 ) -> None:
     """Start ourselves again, in a session of its own, and wait for its word."""
     read_fd, write_fd = os.pipe()
@@ -114,6 +125,7 @@ def _mount_in_background(
         mountpoint,
         "-f",
         f"--ready-fd={write_fd}",
+        f"--log-format={log_format}",
     ]
     for option in with_absolute_paths(options):
         command += ["-o", option]
@@ -155,7 +167,7 @@ def _leave_terminal(log_file: str | None) -> None:
     os.close(descriptor)
 
 
-def _set_up_log(log_file: str | None, verbose: bool, to_terminal: bool) -> None:
+def _set_up_log(log_file: str | None, log_format: LogFormat, verbose: bool, to_terminal: bool) -> None:
     handler: logging.Handler
     try:
         if log_file is not None:
@@ -168,8 +180,7 @@ def _set_up_log(log_file: str | None, verbose: bool, to_terminal: bool) -> None:
             handler = logging.NullHandler()
     except OSError as error:
         raise UserError(f"{log_file or '/dev/log'}: {error.strerror}") from None
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], format=form)
+    logs.set_up(handler, log_format, "%(asctime)s %(levelname)s %(name)s: %(message)s", verbose=verbose)
 
 
 @cli.command(epilog="\b\nExamples:\n  promisefs umount /mnt/home\n  promisefs umount --wait 5 --force /mnt/home")
@@ -232,6 +243,7 @@ def _fetch_or_error(fetch: Callable[[MountEntry], dict[str, Any]], entry: MountE
 
 
 cli.add_command(fs)
+cli.add_command(trace)
 
 
 def main() -> None:

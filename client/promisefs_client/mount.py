@@ -24,6 +24,7 @@ from .control.fs_commands import FsCommands
 from .control.fs_examine import Examination
 from .control.open_files import open_files_report
 from .control.status import count_promises, mount_report
+from .control.trace import trace
 from .data.contents import PageCache
 from .data.filestore import FileStore
 from .errors import ExitCode, UserError
@@ -183,6 +184,7 @@ class Mount:
             raise
         control.commands["status"] = self._report
         control.commands["mmaps"] = self._mmaps
+        control.streams["trace"] = trace
         control.commands.update(FsCommands(mount_points).commands)
         control.commands.update(Examination(cell, mount_points).commands)
         try:

@@ -17,6 +17,8 @@ import trio
 from promisefs_protocol import collector
 from promisefs_protocol.address import DEFAULT_PORT, Address, AddressSyntaxError, parse_address
 from promisefs_protocol.cell_file import CellFileError, load_cell_file
+from promisefs_protocol.observe import logs
+from promisefs_protocol.observe.logs import LogFormat
 
 from .commands.failures import reported
 from .commands.volume import volume
@@ -64,13 +66,18 @@ main.add_command(volume)
     metavar="SECONDS", help="How long a client that does not answer can hold up a change.",
 )  # fmt: skip
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Log here instead of to stderr.")
-@click.option("--verbose", "-v", is_flag=True, help="Log more.")
+@click.option(
+    "--log-format", type=click.Choice([form.value for form in LogFormat]), default=LogFormat.TEXT.value,
+    show_default=True,
+    help="Text for people, or one JSON object a line.",
+)  # fmt: skip
+@click.option("--verbose", "-v", is_flag=True, help="Log every event: breaks, calls...")
 @click.option(
     "--insecure", is_flag=True, help="Listen on addresses that other machines reach. Nobody is authenticated!"
 )
 def serve(
     directory: Path, listen: str | None, cell: Path | None, number: int | None, port: int | None, lease: float,
-    log_file: Path | None, verbose: bool, insecure: bool,
+    log_file: Path | None, log_format: str, verbose: bool, insecure: bool,
 ) -> None:  # fmt: skip
     """Serve the store in DIR, which is made if it is not there.
 
@@ -85,7 +92,7 @@ def serve(
     """
     with reported():
         membership, address = _place(cell, number, listen, port)
-        _start_logging(log_file, verbose)
+        _start_logging(log_file, LogFormat(log_format), verbose)
         _raise_file_limit()
         collector.set_for_daemon()
         trio.run(_serve, directory, membership, address, lease, insecure)
@@ -115,13 +122,9 @@ def _address(listen: str | None, port: int | None, default: Address) -> Address:
     return address if port is None else address._replace(port=port)
 
 
-def _start_logging(log_file: Path | None, verbose: bool) -> None:
+def _start_logging(log_file: Path | None, log_format: LogFormat, verbose: bool) -> None:
     handler = logging.StreamHandler() if log_file is None else logging.FileHandler(log_file)
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        handlers=[handler],
-    )
+    logs.set_up(handler, log_format, "%(asctime)s %(levelname)s %(message)s", verbose=verbose)
 
 
 def _raise_file_limit() -> None:

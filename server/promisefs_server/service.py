@@ -21,6 +21,7 @@ import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.observe.timings import Timings
+from promisefs_protocol.observe.tracing import Event, tell
 from promisefs_protocol.tcp import TcpStream
 from promisefs_protocol.transport import Reply
 
@@ -302,7 +303,8 @@ class Fileserver:
         idle = [h for h in self.hosts if h.lease_end_s <= now_s and not self.breaker.contact(h).connected]
         for host in sorted(idle, key=lambda host: (-host.silent_s, host.active_s)):
             if not self.store.orphans.held_by(host.number):
-                log.info("%s: forgotten, for there are %d hosts", host, MAX_HOSTS)
+                message = "%s: forgotten, for there are %d hosts"
+                tell(log, logging.INFO, Event.CLIENT_GONE, message, host, MAX_HOSTS, client=host)
                 self.forget_host(host)
                 return
         raise Aborted(AbortCode.TOO_MANY, f"{MAX_HOSTS} hosts are known already")
@@ -428,7 +430,7 @@ class Fileserver:
             else:
                 silent_s = host.silent_s + seconds
             if silent_s >= FORGOTTEN_AFTER_S:
-                log.info("%s: silent for a day: forgotten", host)
+                tell(log, logging.INFO, Event.CLIENT_GONE, "%s: silent for a day: forgotten", host, client=host)
                 self.forget_host(host)
             elif silent_s != host.silent_s:
                 host.silent_s = silent_s

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
-from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.abort import AbortCode, Aborted, name_of
 from promisefs_protocol.connection import NOBODY
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
@@ -31,6 +31,7 @@ from promisefs_protocol.messages import (
     StoreData,
     Symlink,
 )
+from promisefs_protocol.observe.tracing import Event, tell, tracing
 from promisefs_protocol.transport import Peer, Reply
 
 from .identity.caller import Caller
@@ -58,7 +59,7 @@ _GROWING = (CreateFile, MakeDir, MakeMountPoint, Symlink, Link, SetXattr, StoreD
 class Session:
     def __init__(self, server: Fileserver, stream: trio.abc.Stream, description: str) -> None:
         self._server = server
-        self._peer = Peer(stream, self._handle, description, server.served)
+        self._peer = Peer(stream, self._handle, description, self._served)
         self._contact: Contact | None = None
         self._role = ""
         self._introduced = trio.Event()
@@ -93,6 +94,14 @@ class Session:
             await self._peer.close()
 
     # Calls
+
+    def _served(self, method: str, seconds: float, code: int) -> None:
+        """A call was answered: count it."""
+        self._server.served(method, seconds, code)
+        if tracing.on:
+            client = self._peer.description if self._contact is None else self._contact.host
+            event, reason = (Event.ABORT, name_of(code)) if code else (Event.CALL, None)
+            tracing.emit(event, method=method, client=client, seconds=seconds, reason=reason)
 
     def _handle(self, request: Any, bulk: bytes | None, context: int) -> Reply | Coroutine[Any, Any, Reply]:
         if self._server.draining:
@@ -160,7 +169,7 @@ class Session:
             case GiveUpOpen(fids=fids):
                 server.not_open(contact.host, fids)
             case GiveUpAllCallBacks():
-                log.info("%s: gone", contact.host)
+                tell(log, logging.INFO, Event.CLIENT_GONE, "%s: gone", contact.host, client=contact.host)
                 server.forget_host(contact.host)
             case _:
                 name = METHOD_OF_REQUEST[type(request)].name
@@ -198,7 +207,9 @@ class Session:
             # first HELLO may have been cut off before this.
             await server.durability.commit()
             await server.breaker.callbacks_connected(contact, self._peer, received_s)
-            log.info("%s: connected from %s", host, self._peer.description)
+            address = self._peer.description
+            about = {"client": host, "address": address}
+            tell(log, logging.INFO, Event.CONNECTED, "%s: connected from %s", host, address, **about)
         else:
             old, contact.calls = contact.calls, self._peer
             if old is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from promisefs_client.control.control_socket import PeerProcess, directories, opened, peer_of
@@ -61,21 +62,43 @@ class Asked:
 
     def ask(self, command: str, args: dict[str, Any], wait_s: float = ANSWER_WAIT_S) -> Any:
         """Return the result. Raise UserError: the command's own, or if there is no answer within `wait_s`."""
-        if command not in self._commands:
-            raise UserError(f"{self._where}: its process is of another version and does not know {command!r}")
-        self._connection.sendall(json.dumps({"command": command, "args": args}).encode() + b"\n")
+        self._send(command, args)
         answer = self._receive(wait_s)
         if "error" in answer:
             raise UserError(answer["error"], answer["code"])
         return answer["result"]
 
-    def _receive(self, wait_s: float) -> dict[str, Any]:
+    def follow(self, command: str, args: dict[str, Any]) -> Iterator[Any]:
+        """Ask for what goes on; give each answer until the mount ends. Raise UserError: the command's own."""
+        self._send(command, args)
+        wait_s: float | None = ANSWER_WAIT_S
+        while True:
+            try:
+                answer = self._receive(wait_s)
+            except MountIsDead:
+                if wait_s is not None:
+                    raise
+                return
+            if "error" in answer:
+                raise UserError(answer["error"], answer["code"])
+            if "item" not in answer:
+                return
+            yield answer["item"]
+            wait_s = None  # from now on something comes only when something happens
+
+    def _send(self, command: str, args: dict[str, Any]) -> None:
+        if command not in self._commands:
+            raise UserError(f"{self._where}: its process is of another version and does not know {command!r}")
+        self._connection.sendall(json.dumps({"command": command, "args": args}).encode() + b"\n")
+
+    def _receive(self, wait_s: float | None) -> dict[str, Any]:
         self._connection.settimeout(wait_s)
         try:
             line = self._lines.readline()
         except TimeoutError:
             pid = self.process.pid
-            state = "is stopped: kill -CONT it" if _state_of(pid) in ("T", "t") else f"does not answer for {wait_s:g} s"
+            stopped = _state_of(pid) in ("T", "t")
+            state = "is stopped: kill -CONT it" if stopped else f"does not answer for {wait_s or 0:g} s"
             raise MountIsSilent(f"{self._where}: its process {pid} {state}", pid) from None
         except OSError as error:
             raise MountIsDead(f"{self._where}: {error.strerror}: its process has ended") from None

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import trio
@@ -18,6 +20,9 @@ log = logging.getLogger(__name__)
 
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
 """Takes the request's args, returns what JSON can carry. Raises UserError."""
+Send = Callable[[Any], Awaitable[None]]
+Stream = Callable[[dict[str, Any], Send], Awaitable[None]]
+"""Takes the request's args, and sends answers for as long as who asked takes them. Raises UserError."""
 
 MAX_CONNECTIONS = 64
 """Served at a time; further ones wait to be accepted."""
@@ -28,11 +33,12 @@ ACCEPT_RETRY_S = 1.0
 
 
 class ControlServer:
-    """`commands` may be added to as long as nobody has asked yet."""
+    """`commands` and `streams` may be added to as long as nobody has asked yet."""
 
     def __init__(self, device: str) -> None:
         """Listen from now on; answer once `serve` runs. Raise UserError."""
         self.commands: dict[str, Command] = {}
+        self.streams: dict[str, Stream] = {}
         self._bound = BoundSocket(device)
 
     def remove(self) -> None:
@@ -74,31 +80,60 @@ class ControlServer:
             log.warning("control: process %d of uid %d may not ask", peer.pid, peer.uid)
             return
         with trio.fail_after(REQUEST_WAIT_S):
-            await stream.send_all(_line({"commands": sorted(self.commands)}))
+            await stream.send_all(_line({"commands": sorted(self.commands | self.streams)}))
             request = await _receive_line(stream)
         if request is None:
             return
         try:
-            answer = {"result": await self._carry_out(request)}
+            answer = {"result": await self._carry_out(request, stream)}
         except UserError as error:
             answer = {"error": str(error), "code": int(error.code)}
         with trio.fail_after(ANSWER_WAIT_S):
             await stream.send_all(_line(answer))
 
-    async def _carry_out(self, line: bytes) -> Any:
+    async def _carry_out(self, line: bytes, stream: trio.SocketStream) -> Any:
         try:
             request = json.loads(line)
             name, args = request["command"], request["args"]
-            command = self.commands[name]
-        except (ValueError, KeyError, TypeError):
+            command = self.commands.get(name)
+            send_many = None if command else self.streams[name]
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError("the request was not understood", ExitCode.USAGE) from None
         try:
-            return await command(args)
-        except UserError:
+            if command is not None:
+                return await command(args)
+            assert send_many is not None
+            await _while_listening(stream, partial(send_many, args))
+        except (UserError, trio.BrokenResourceError):
             raise
         except Exception:
             log.exception("control: %s failed: a defect here", name)
             raise UserError(f"{name} failed in the mount's process, see its log") from None
+
+
+async def _while_listening(stream: trio.SocketStream, send_many: Callable[[Send], Awaitable[None]]) -> None:
+    """Have answers sent until there are no more, or who asked has closed the connection."""
+    failure: Exception | None = None
+
+    async def send(item: Any) -> None:
+        await stream.send_all(_line({"item": item}))
+
+    async with trio.open_nursery() as nursery:
+
+        async def notice_end() -> None:
+            with suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass  # nothing is expected any more
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(notice_end)
+        try:
+            await send_many(send)
+        except Exception as error:
+            failure = error  # raised outside the nursery, which would wrap it
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 def _line(message: dict[str, Any]) -> bytes:

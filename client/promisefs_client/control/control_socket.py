@@ -7,7 +7,8 @@ through the descriptor is short, too, whatever the directory's is (sun_path has 
 
 What is said: the mount's process begins with a line that lists the commands it knows, so that who asks knows at once
 that it runs. Then one request, {"command": NAME, "args": {...}}, and one answer, {"result": ...} or
-{"error": TEXT, "code": EXIT_CODE}; each is one line of JSON.
+{"error": TEXT, "code": EXIT_CODE}; each is one line of JSON. A command that goes on answers with any number of lines
+{"item": ...} before that, until who asked closes the connection.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from contextlib import asynccontextmanager, contextmanager
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.messages import MAX_BULK_BYTES, AppendData, FetchData, FileVersion, StoreData, StoreStatus, Sync
+from promisefs_protocol.observe.tracing import Event, tell
 
 from promisefs_client.errors import FsError, ServerUnavailable
 from promisefs_client.fuse.requests import SIGNAL_PATIENCE_S, Interrupted, current_request, interruptible
@@ -406,9 +407,10 @@ class FileStore:
         self.store_failures += 1
         state.retry_at = trio.current_time() + RETRY_AFTER_S
         state.failure = error
-        log.warning(
-            "storing %s: %s; %d bytes stay dirty", state.vnode.fid, error, self.contents(state.vnode).dirty_bytes
-        )
+        fid, left = state.vnode.fid, self.contents(state.vnode).dirty_bytes
+        about = {"fid": fid, "server": state.vnode.server.name, "bytes": left, "reason": error}
+        message = "storing %s: %s; %d bytes stay dirty"
+        tell(log, logging.WARNING, Event.STORE_FAILED, message, fid, error, left, **about)
         if gone:
             self._bury(state)
 
@@ -416,7 +418,9 @@ class FileStore:
         """The file is gone at the server: its bytes have no place to go to any more."""
         vnode = state.vnode
         contents = self.contents(vnode)
-        log.error("%s was removed while %d bytes of it were not stored", vnode.fid, contents.dirty_bytes)
+        message, left = "%s was removed while %d bytes of it were not stored", contents.dirty_bytes
+        about = {"fid": vnode.fid, "server": vnode.server.name, "bytes": left}
+        tell(log, logging.ERROR, Event.FILE_LOST, message, vnode.fid, left, **about)
         contents.discard_dirty(0, None)
         vnode.lost = True
         self.files_lost += 1

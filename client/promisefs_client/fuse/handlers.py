@@ -23,6 +23,7 @@ from promisefs_protocol.abort import Aborted
 from promisefs_protocol.ids import MAX_NAME_BYTES, MAX_SYMLINK_BYTES, Fid
 from promisefs_protocol.messages import GetVolumeStatus, StoreStatus
 from promisefs_protocol.observe.timings import Timings
+from promisefs_protocol.observe.tracing import Event, tell
 
 from promisefs_client.data.filestore import FileStore
 from promisefs_client.data.ranges import Ranges
@@ -93,7 +94,7 @@ def _errno_for(error: Exception, name: str) -> int:
         case Interrupted():
             return errno.EINTR
         case ServerUnavailable():
-            log.warning("%s: %s", name, error)
+            tell(log, logging.WARNING, Event.UPCALL_FAILED, "%s: %s", name, error, operation=name, reason=error)
             return errno.ETIMEDOUT
     log.error("%s failed: a defect here", name, exc_info=error)
     return errno.EIO

@@ -37,6 +37,7 @@ from promisefs_protocol.messages import (
     ReleaseLock,
     SetLock,
 )
+from promisefs_protocol.observe.tracing import Event, tell
 from promisefs_protocol.transport import Peer
 
 from promisefs_client.data.filestore import FileStore
@@ -392,7 +393,9 @@ class LockManager:
         pieces = holder.held.pieces
         if not pieces:
             return
-        log.error("%s: %d locks are lost: the server was away for too long", holder.vnode.fid, len(pieces))
+        message, fid = "%s: %d locks are lost: the server was away for too long", holder.vnode.fid
+        about = {"fid": fid, "server": holder.vnode.server.name, "locks": len(pieces)}
+        tell(log, logging.ERROR, Event.LOCK_LOST, message, fid, len(pieces), **about)
         self.losses += len(pieces)
         holder.held.lose()
         if any(piece.kind == LockKind.WRITE for piece in pieces):

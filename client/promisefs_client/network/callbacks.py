@@ -8,11 +8,12 @@ the kernel work goes on, and `early_acks` counts it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
+from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import (
     AnswerLocks,
     CallBack,
@@ -23,6 +24,7 @@ from promisefs_protocol.messages import (
     Probe,
 )
 from promisefs_protocol.observe.timings import Timing
+from promisefs_protocol.observe.tracing import Event, tell, tracing
 from promisefs_protocol.transport import Reply
 
 from promisefs_client.data.resizing import correct_size, show_end
@@ -59,7 +61,8 @@ class CallbackService:
             if isinstance(request, CallBack):
                 return await self._call_back(request), None
             self.resets += 1
-            log.info("InitCallBackState3: no promise of %s holds any more", self.server.name)
+            message = "InitCallBackState3: no promise of %s holds any more"
+            tell(log, logging.INFO, Event.CB_RESET, message, self.server.name, server=self.server.name)
             await self.reset()
             return Empty(), None
         finally:
@@ -78,10 +81,20 @@ class CallbackService:
         cell = self.cell
         if cell is None:
             return CallBackReply(())
+        began = trio.current_time()
         self.breaks += len(request.breaks)
         work, still_open = cell.table.break_promises(self.server, request.breaks)
         if work:
-            await self._bounded(lambda: self._drop_and_renew(cell, work))
+            files = [vnode.fid for item in work if (vnode := cell.table.by_ino(item.ino)) is not None]
+            await self._bounded(lambda: self._drop_and_renew(cell, work), files)
+        if tracing.on:
+            tracing.emit(
+                Event.CB_ACK,
+                fid=request.breaks[0].fid,
+                server=self.server.name,
+                breaks=len(request.breaks),
+                seconds=trio.current_time() - began,
+            )
         return CallBackReply(tuple(still_open))
 
     async def _drop_and_renew(self, cell: Cell, work: list[KernelWork]) -> None:
@@ -118,7 +131,8 @@ class CallbackService:
         urgent, rest = cell.table.reset(self.server)
         if cell.kernel.has_epochs:
             cell.kernel.drop_every_name()  # so everything that is reached by a path is asked for again
-        await self._bounded(lambda: self._drop_in_order(cell, urgent, rest))
+        files = [vnode.fid for item in urgent if (vnode := cell.table.by_ino(item.ino)) is not None]
+        await self._bounded(lambda: self._drop_in_order(cell, urgent, rest), files)
         cell.start(self._renew, cell, urgent)
 
     @staticmethod
@@ -129,8 +143,8 @@ class CallbackService:
             await trio.lowlevel.checkpoint()
             await cell.drop(rest)
 
-    async def _bounded(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Wait for kernel work, but not longer than the server should wait for us.
+    async def _bounded(self, work: Callable[[], Awaitable[None]], fids: Sequence[Fid]) -> None:
+        """Wait for kernel work, on these files, but not longer than the server should wait for us.
 
         Half a lease at most: what comes after a whole one is no acknowledgement any more, and a HELLO that waits for
         InitCallBackState3 would never be answered.
@@ -154,4 +168,10 @@ class CallbackService:
             early = True
             self.early_acks += 1
             self.overdue += 1
-            log.warning("acknowledged before the kernel dropped everything: a READ or a writeback is in flight")
+            fid = fids[0] if fids else None
+            message = (
+                "acknowledged to %s before the kernel dropped everything of %s%s: a READ or a writeback is in flight"
+            )
+            more = f" and {len(fids) - 1} more" if len(fids) > 1 else ""
+            about = {"fid": fid, "files": len(fids), "server": self.server.name}
+            tell(log, logging.WARNING, Event.CB_EARLY_ACK, message, self.server.name, fid or "names", more, **about)

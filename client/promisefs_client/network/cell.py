@@ -421,10 +421,11 @@ class Cell:
             )
 
     async def revalidate(self, vnodes: Iterable[Vnode]) -> None:
+        fids = [vnode.fid for vnode in vnodes]
         try:
-            await self.fetch_statuses([vnode.fid for vnode in vnodes])
+            await self.fetch_statuses(fids)
         except (Aborted, ServerUnavailable) as error:
-            log.warning("renewing promises: %s", error)
+            log.warning("renewing promises on %d files: %s", len(fids), error)
         self.drop_stale_later()
 
     async def _give_up_evicted(self, server: Server) -> None:
@@ -433,7 +434,7 @@ class Cell:
             try:
                 await self.sessions[server].call(GiveUpCallBacks(fids))
             except (Aborted, ServerUnavailable) as error:
-                log.warning("giving up %d promises: %s", len(fids), error)
+                log.warning("giving up %d promises of %s: %s", len(fids), server.name, error)
             finally:
                 server.end_giving_up(fids)
 

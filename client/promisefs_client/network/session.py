@@ -27,6 +27,7 @@ import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.address import Address
 from promisefs_protocol.connection import NOBODY, Piece
+from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
     PROTOCOL_VERSION,
@@ -59,6 +60,7 @@ from promisefs_protocol.messages import (
     Sync,
 )
 from promisefs_protocol.observe.timings import Timings
+from promisefs_protocol.observe.tracing import Event, tell, tracing
 from promisefs_protocol.tcp import connect
 from promisefs_protocol.transport import ConnectionLost, Handler, Peer, Reply
 
@@ -208,18 +210,33 @@ class ServerSession:
             with trio.move_on_after(self.timeout_s if timeout_s is None else timeout_s):
                 async with Promptly(self._slots):
                     if not method.names_once:
-                        return await self._call_repeatedly(method, request, bulk, key)
-                    with self._operation() as operation:
-                        return await self._call_repeatedly(method, request._replace(operation=operation), bulk, key)
+                        answer = await self._call_repeatedly(method, request, bulk, key)
+                    else:
+                        with self._operation() as operation:
+                            numbered = request._replace(operation=operation)
+                            answer = await self._call_repeatedly(method, numbered, bulk, key)
+                if tracing.on:
+                    self._trace(Event.CALL, request, began)
+                return answer
         except Aborted as refusal:
             timing.failed(refusal.code)
+            if tracing.on:
+                self._trace(Event.ABORT, request, began, str(refusal))
             raise
         finally:
             del self._waiting[number]
             timing.took(self._now() - began)
         self.timeouts += 1
         timing.failed(NO_ANSWER)
+        if tracing.on:
+            self._trace(Event.ABORT, request, began, "no answer")
         raise ServerUnavailable(f"{method.name}: no answer from {self.address}")
+
+    def _trace(self, event: Event, request: Any, began: float, reason: str | None = None) -> None:
+        method = METHOD_OF_REQUEST[type(request)].name
+        fid = next((argument for argument in request if isinstance(argument, Fid)), None)
+        seconds = self._now() - began
+        tracing.emit(event, fid=fid, method=method, server=self.address, seconds=seconds, reason=reason)
 
     async def _call_repeatedly(
         self, method: Method, request: Any, bulk: Piece | None, key: Key
@@ -299,7 +316,9 @@ class ServerSession:
                     level = logging.ERROR if isinstance(error, Refused) else logging.INFO
                     log.log(level, "%s: %s", self.address, said)
             if self.connects != before:
-                log.warning("connection to %s lost", self.address)
+                tell(
+                    log, logging.WARNING, Event.DISCONNECTED, "connection to %s lost", self.address, server=self.address
+                )
                 retry_s = FIRST_RETRY_S
                 said = ""
             await trio.sleep(retry_s)
@@ -324,7 +343,7 @@ class ServerSession:
                 self._calls = calls
                 self.lost_at = None
                 self._up.set()
-                log.info("connected to %s", self.address)
+                tell(log, logging.INFO, Event.CONNECTED, "connected to %s", self.address, server=self.address)
                 if task_status is not None:
                     task_status.started()
                 await self._renew_while_connected(callbacks, calls)
@@ -415,7 +434,8 @@ class ServerSession:
                 await self._lease_began.wait()
             while (left := self.server.lease_until - self._now()) > 0:  # noqa: ASYNC110 (renewed meanwhile)
                 await trio.sleep(min(left, LEASE_CHECK_S))
-            log.warning("the lease from %s ran out: no cached data is used until it is back", self.address)
+            message = "the lease from %s ran out: no cached data is used until it is back"
+            tell(log, logging.WARNING, Event.LEASE_LOST, message, self.address, server=self.address)
             self._lease_began = trio.Event()
             self.leases_lost += 1
             await self._on_lease_lost()

@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 from promisefs_protocol.ids import Fid, PromisedStatus, Status
 from promisefs_protocol.messages import Break, Changed
+from promisefs_protocol.observe.tracing import Event, tracing
 
 from promisefs_client.data.contents import FileContents, PageCache
 from promisefs_client.errors import FsError
@@ -186,6 +187,8 @@ class VnodeTable:
 
     def _apply(self, vnode: Vnode, status: Status, promised: bool) -> None:
         """Take a newer status. `promised`: no break came since the last one, so no change can be another client's."""
+        if tracing.on and status.version != vnode.status.version:
+            _trace_version(Event.SET_DV, vnode, status.version, vnode.status.version)
         vnode.status = status
         if status.nlink == 0:
             vnode.deleted = True
@@ -194,19 +197,29 @@ class VnodeTable:
         had_label = contents is not None and contents.version is not None
         if contents is not None and not (had_label and promised and (vnode.own_versions or contents.is_storing)):
             vnode.own_versions.clear()
+            label = contents.version
             other = contents.set_version(status.version, status.size, keep_twins=vnode.kernel_pages)
+            if other and label is not None and tracing.on:
+                _trace_version(Event.DV_MISMATCH, vnode, status.version, label)
             if other and had_label and vnode.kernel_pages:
                 self.found_stale.append(KernelWork(vnode.ino, True, False, 0))
         if vnode.names is not None and vnode.names.version != status.version:
+            if tracing.on:
+                _trace_version(Event.DV_MISMATCH, vnode, status.version, vnode.names.version)
             vnode.names = None
 
     def _set_promise(self, vnode: Vnode, entry: PromisedStatus, mark: CallMark) -> None:
         volume = vnode.volume
         if not volume.located or not volume.server.still_promises(vnode.fid, mark):
+            if tracing.on:
+                reason = "overtaken by a break or reset" if volume.located else "its volume may have moved"
+                tracing.emit(Event.CB_OVERTAKEN, fid=vnode.fid, server=volume.server.name, reason=reason)
             return
         until = mark.sent_at + entry.promise_s - PROMISE_MARGIN_S
         if entry.promise_s and until > vnode.promise_until:
             vnode.promise_until = until
+            if tracing.on:
+                tracing.emit(Event.CB_PROMISE, fid=vnode.fid, server=volume.server.name, seconds=entry.promise_s)
 
     def _insert(self, volume: Volume, fid: Fid, status: Status) -> Vnode:
         vnode = Vnode(fid, volume, self.ino(fid), status)
@@ -226,6 +239,8 @@ class VnodeTable:
         still_open: list[Fid] = []
         for item in breaks:
             vnode = self._by_fid.get(item.fid)
+            if tracing.on:
+                _trace_break(server, item, known=vnode is not None)
             if vnode is None:
                 if item.changed & Changed.DELETED and self._creating and self.volumes.get(item.fid.volume):
                     still_open.append(item.fid)  # it may be the file whose creation is under way
@@ -437,3 +452,16 @@ class VnodeTable:
             assert vnode.volume.located or not vnode.promise_until, "I6"
             assert vnode.names is None or vnode.names.version == vnode.status.version
             assert not (vnode.fid in self._idle and vnode.lookups)
+
+
+def _trace_version(event: Event, vnode: Vnode, now: Version, before: Version) -> None:
+    reason = None if now[0] == before[0] else f"incarnation {before[0]} became {now[0]}"
+    tracing.emit(event, fid=vnode.fid, dv=now[1], was=before[1], reason=reason)
+
+
+def _trace_break(server: Server, item: Break, *, known: bool) -> None:
+    """A data version of 0: not told by the server, but feared after a call that was not answered."""
+    what = "|".join(flag.name.lower() for flag in Changed(item.changed) if flag.name)
+    reason = None if item.data_version else "a call was not answered"
+    about = {"changed": what, "dv": item.data_version or None, "known": known, "reason": reason}
+    tracing.emit(Event.CB_BREAK, fid=item.fid, server=server.name, **about)

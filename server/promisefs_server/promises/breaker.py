@@ -29,6 +29,7 @@ from promisefs_protocol.connection import LocalProtocolError
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import MAX_LIST, Break, CallBack, Changed, InitCallBackState3
 from promisefs_protocol.observe.timings import Timing
+from promisefs_protocol.observe.tracing import Event, tell, tracing
 from promisefs_protocol.transport import ConnectionLost, Peer
 
 from promisefs_server.store.vnodes import key_of
@@ -236,6 +237,9 @@ class Breaker:
         self.waits.took(trio.current_time() - began_s)
 
     def _queue(self, contact: Contact, item: Break) -> trio.Event:
+        if tracing.on:
+            what = "|".join(flag.name.lower() for flag in Changed(item.changed) if flag.name)
+            tracing.emit(Event.CB_BREAK, fid=item.fid, client=contact.host, changed=what, dv=item.data_version)
         waiting = contact.waiting
         if not waiting or (len(waiting[-1].breaks) >= MAX_LIST and item.fid not in waiting[-1].breaks):
             waiting.append(_Batch(trio.current_time()))
@@ -270,13 +274,20 @@ class Breaker:
             try:
                 reply, _ = await peer.call(CallBack(tuple(batch.breaks.values())))
             except (ConnectionLost, Aborted, LocalProtocolError) as error:
-                log.info("%s: break not acknowledged: %r", contact.host, error)
+                fid, count = next(iter(batch.breaks)), len(batch.breaks)
+                message = "%s: break of %s%s not acknowledged: %r"
+                more = f" and {count - 1} more" if count > 1 else ""
+                about = {"fid": fid, "client": contact.host, "breaks": count, "reason": repr(error)}
+                tell(log, logging.INFO, Event.CB_NOT_ACKED, message, contact.host, fid, more, error, **about)
                 self.deliveries.failed(NOT_ACKNOWLEDGED)
                 return False
             finally:
                 self.deliveries.took(trio.current_time() - began_s)
             still_open = set(reply.still_open)
             deleted = [b.fid for b in batch.breaks.values() if b.changed & Changed.DELETED]
+            if tracing.on:
+                about = {"breaks": len(batch.breaks), "seconds": trio.current_time() - began_s}
+                tracing.emit(Event.CB_ACK, fid=next(iter(batch.breaks)), client=contact.host, **about)
             not_open = [fid for fid in deleted if fid not in still_open]
             if not_open:
                 self.on_not_open(contact.host, not_open)
@@ -288,7 +299,9 @@ class Breaker:
         """Watch the lease of a host as long as breaks are outstanding."""
         while contact.batches():
             if trio.current_time() >= contact.host.lease_end_s:
-                log.warning("%s: its lease ended with breaks outstanding", contact.host)
+                message, owed = "%s: its lease ended with %d breaks outstanding", contact.breaks_owed
+                about = {"client": contact.host, "breaks": owed}
+                tell(log, logging.WARNING, Event.LEASE_LOST, message, contact.host, owed, **about)
                 self.leases_ended += 1
                 peer = contact.callbacks
                 self.mark_stale(contact)
@@ -348,6 +361,8 @@ class Breaker:
             while self._knows(contact) and contact.host.stale and (peer := contact.callbacks) is not None:
                 sent_s = trio.current_time()
                 self.resets_sent += 1
+                if tracing.on:
+                    tracing.emit(Event.CB_RESET, client=contact.host)
                 try:
                     await peer.call(InitCallBackState3(self._server_uuid))
                 except (ConnectionLost, Aborted, LocalProtocolError) as error:

@@ -1,0 +1,51 @@
+"""What is to be seen of real mounts and servers: events, logs, metrics, live screens."""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asking import status_of
+
+if TYPE_CHECKING:
+    from conftest import MakeCell, View
+
+PROMISEFS = Path(sys.executable).with_name("promisefs")
+
+
+def test_trace_follows_one_file_and_ends_with_its_reader(cell: View) -> None:
+    (cell.a / "f").write_text("1")
+    mountpoint = cell.running.mountpoint("m1")
+    path = mountpoint / cell.name / "f"
+    examined = subprocess.run([PROMISEFS, "fs", "examine", path, "--json"], check=True, capture_output=True, text=True)
+    fid = json.loads(examined.stdout)["fid"]
+    command = [PROMISEFS, "trace", mountpoint, "--event", "cb_break", "--event", "set_dv", "--fid", fid, "--json"]
+    records: list[dict[str, Any]] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as reader:
+        assert reader.stdout is not None
+        while len(records) < 2:  # it says nothing when it has begun: change the file until there are lines
+            (cell.b / "f").write_text(f"{time.monotonic_ns()}")
+            (cell.a / "f").read_text()
+            (cell.a / "g").write_text("another")
+            while len(records) < 2 and select.select([reader.stdout], [], [], 0.05)[0]:
+                records.append(json.loads(reader.stdout.readline()))
+        reader.terminate()
+    assert {record["fid"] for record in records} == {fid}
+    assert [record["event"] for record in records] == ["cb_break", "set_dv"]
+
+
+def test_logs_of_json_have_one_object_a_line(make_cell: MakeCell) -> None:
+    cell = make_cell(mounts=1, server_options=["--log-format", "json", "-v"])
+    (cell.mountpoint("m1") / "f").write_text("1")
+    status_of(cell.mountpoint("m1"))
+    log = "".join(path.read_text() for path in cell.logs if path.name.startswith("server"))
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    stored = [line for line in lines if line.get("method") == "FS.StoreData"]
+    assert stored and stored[0]["event"] == "call" and "m1" in stored[0]["client"] and stored[0]["seconds"] > 0
+    connected = [line for line in lines if line.get("event") == "connected"]
+    assert connected and connected[0]["level"] == "info" and connected[0]["address"].startswith("127.0.0.1:")
