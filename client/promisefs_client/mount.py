@@ -142,6 +142,7 @@ class Mount:
         await connections.open(nursery)
         volume, root = await connections.find_root()
         table = VnodeTable(self._pages, connections.volumes, volume, root, self._options.max_idle)
+        table.shared = "allow_other" in self._options.fuse
 
         def references(ino: int) -> int:
             vnode = table.by_ino(ino)
@@ -155,7 +156,7 @@ class Mount:
         cell, files = self._cell, self._files
         assert cell is not None and files is not None
         names = Namespace(cell)
-        xattrs = Xattrs(cell)
+        xattrs = Xattrs(cell, self._source.cell or str(self._source.servers[0]))
         mount_points = MountPoints(cell, names)
         locks = self._locks = LockManager(cell, files)
         make_operations = OPERATIONS[self._options.locks]
@@ -163,7 +164,9 @@ class Mount:
         extension = fuse_extension.loaded()
         if extension is not None:
             extension.extend(operations)
-        options = {"default_permissions", f"fsname={self._source}", f"subtype={FSTYPE}", *self._options.fuse}
+        options = {f"fsname={self._source}", f"subtype={FSTYPE}", *self._options.fuse}
+        if self._options.posix:
+            options.add("default_permissions")
         with _said_on_stderr() as said:
             try:
                 pyfuse3.init(operations, self._mountpoint, options)

@@ -57,6 +57,8 @@ class MountOptions:
     ack_wait_s: float = 1.0
     cell_file: Path | None = None
     locks: LockScope = LockScope.CELL
+    posix: bool = True
+    """The kernel checks mode bits, too, as on a local disk."""
     max_idle: int = 200_000
     fuse: frozenset[str] = frozenset()
 
@@ -121,6 +123,8 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
                 if value not in tuple(LockScope):
                     raise UserError(f"{item}: it is {', '.join(LockScope)}", ExitCode.USAGE)
                 options = replace(options, locks=LockScope(value))
+            case "posix" if not value:
+                options = replace(options, posix=True)
             case _ if item in _PASSED_ON:
                 fuse.add(item)
             case _ if item in _IGNORED or item.startswith(("x-", "comment=")):

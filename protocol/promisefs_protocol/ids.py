@@ -7,6 +7,7 @@ import stat
 from typing import Annotated, NamedTuple
 
 from .fields import int_range, length_range
+from .rights import RightsBits
 
 MAX_NAME_BYTES = 255
 """Longest name of a directory entry; Linux NAME_MAX."""
@@ -102,9 +103,12 @@ class Status(NamedTuple):
 class PromisedStatus(NamedTuple):
     """A status with the server's promise to tell before it goes stale.
 
-    `promise_s` counts from when the client *sent* the call; 0 means no promise.
+    `promise_s` counts from when the client *sent* the call; 0 means no promise. The promise covers the rights, too: the
+    caller's, and those that everybody has.
     """
 
     fid: Fid
     status: Status
     promise_s: U32
+    rights: RightsBits = 0  # with SUPERUSER and OWNER
+    rights_of_anyone: RightsBits = 0

@@ -31,6 +31,7 @@ from .ids import (
     Uuid,
 )
 from .locks import HeldLock, Lock, LockOwner
+from .rights import AclEntries
 
 PROTOCOL_VERSION = 2
 MAX_BULK_BYTES = 1 << 20
@@ -392,6 +393,31 @@ class RenameReply(NamedTuple):
     replaced: PromisedStatus | None
 
 
+# FS: access control lists
+
+
+class FetchACL(NamedTuple):
+    """The list of a directory, or of the directory whose list a file uses."""
+
+    fid: Fid
+
+
+class FetchACLReply(NamedTuple):
+    entry: PromisedStatus
+    acl: AclEntries
+
+
+class StoreACL(NamedTuple):
+    """Change what the list of a directory gives these users and groups; with `clear` nobody else is left in it.
+
+    Aborts NOENT if there is no such user or group, NOTDIR for a file.
+    """
+
+    fid: Fid
+    acl: AclEntries
+    clear: bool
+
+
 # FS: extended attributes (user.* only)
 
 
@@ -694,6 +720,8 @@ _METHODS = (
     _method("FS.Seek", Seek, SeekReply),
     _method("FS.CopyRange", CopyRange, CopyRangeReply),
     _method("FS.Sync", Sync, Empty),
+    _method("FS.FetchACL", FetchACL, FetchACLReply),
+    _method("FS.StoreACL", StoreACL, StatusReply),
     _method("FS.CreateFile", CreateFile, EntryReply, True),
     _method("FS.MakeDir", MakeDir, EntryReply, True),
     _method("FS.Symlink", Symlink, EntryReply, True),

@@ -25,11 +25,14 @@ from promisefs_protocol.observe.tracing import Event, tell
 from promisefs_protocol.tcp import TcpStream
 from promisefs_protocol.transport import Reply
 
+from .access.access_control import AccessControl
+from .access.principals import Principals
 from .administration import control_socket
 from .administration.administration import Administration
 from .administration.control import ControlSessions
 from .locks.lock_keeper import LockKeeper
 from .observe.statistics import Statistics
+from .operations.acls import AclOperations
 from .operations.data import DataOperations
 from .operations.locks import LockOperations
 from .operations.names import NameOperations
@@ -69,6 +72,7 @@ class Fileserver:
         self.store = store
         self.lease_s = lease_s
         self._lease_ms = math.ceil(lease_s * 1000)
+        self.access = AccessControl(store.acls, store.vnodes)
         self.hosts = HostTable()
         self.promises = PromiseTable()
         self.durability = Durability(store.database, store.files)
@@ -278,11 +282,12 @@ class Fileserver:
             timing.failed(code)
 
     def _make_operations(self) -> None:
-        parts = Parts(self.store, self.breaker, self.durability, self.deletions, self.locks)
+        parts = Parts(self.store, self.access, Principals(), self.breaker, self.durability, self.deletions, self.locks)
         self.operations.update(ReadOperations(parts).table())
         self.operations.update(NameOperations(parts).table())
         self.operations.update(DataOperations(parts).table())
         self.operations.update(RangeOperations(parts).table())
+        self.operations.update(AclOperations(parts).table())
         self.operations.update(LockOperations(parts, self.lock_keeper).table())
 
     # Hosts
@@ -452,5 +457,6 @@ class Fileserver:
         """The same for what is in the database."""
         self.store.volumes.check_invariants()
         self.store.orphans.check_invariants()
+        self.store.directories.places.check_invariants()
         self.store.replies.check_invariants()
         self.deletions.check_invariants()

@@ -172,7 +172,7 @@ class ClientMount:
         self.callbacks.on_lock_answers = self.locks.answered
         self.session.before_calls = partial(self.locks.reclaim, self.session.server)
         self.operations = CellLocks(
-            self.cell, self.files, self.locks, self.names, self.mount_points, Xattrs(self.cell), lambda: None
+            self.cell, self.files, self.locks, self.names, self.mount_points, Xattrs(self.cell, "memory"), lambda: None
         )
 
     def _references(self, ino: int) -> int:

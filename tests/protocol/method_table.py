@@ -20,12 +20,14 @@ from promisefs_protocol.messages import (
     VolumeEntry,
     VolumeInfo,
 )
+from promisefs_protocol.rights import AclEntry
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
 MARK = "<!-- {name}: made by tests/protocol/method_table.py -->\n"
 END = "\n<!-- end -->"
 PARTS: tuple[type[Any], ...] = (
-    Fid, Status, PromisedStatus, Operation, Break, LockOwner, Lock, HeldLock, LockAnswer, VolumeEntry, VolumeInfo
+    Fid, Status, PromisedStatus, Operation, Break, LockOwner, Lock, HeldLock, LockAnswer, AclEntry, VolumeEntry,
+    VolumeInfo,
 )  # fmt: skip
 
 

@@ -65,6 +65,7 @@ async def test_a_released_store_is_served_byte_by_byte(fixture: Path, folder: Pa
             for path, what in was.items():
                 assert {field: now[path].get(field) for field in what} == what, path
         assert await client.fetch(orphan) == ORPHAN_BYTES
+        cell.server.check_store_invariants()
         other = await cell.connected()
         await other.store((await other.create(b"new")).fid, b"new", sync=True)
     Store.open(tmp_path / "fresh", time.time_ns()).close(clean=True)

@@ -1,4 +1,4 @@
-"""`promisefs fs`: mount points, in the words of AFS's `fs`."""
+"""`promisefs fs`: mount points and volumes, in the words of AFS's `fs`; access control lists are in `acls`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from promisefs_client.errors import ExitCode, UserError
 
+from .acls import copyacl, getcalleraccess, listacl, setacl
 from .control_client import ask
 from .mounts import MountEntry, find_mount, list_mounts
 from .status_view import printable
@@ -21,7 +22,7 @@ WAIT_S = 120.0
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def fs() -> None:
-    """Volumes, and the mount points that stand for them."""
+    """Volumes and the mount points that stand for them, and who may do what."""
 
 
 @fs.command(epilog="\b\nExample:\n  promisefs fs mkmount /mnt/projects/atlas atlas")
@@ -114,3 +115,8 @@ def _inside_mount(path: str) -> tuple[MountEntry, str]:
     entry = max(mounts, key=lambda entry: len(entry.mountpoint))
     below = whole[len(entry.mountpoint.rstrip("/")) + 1 :]
     return entry, f"{entry.root.strip('/')}/{below}"  # a bind mount begins at another root
+
+
+for command, short in ((listacl, "la"), (setacl, "sa"), (copyacl, "ca"), (getcalleraccess, "gca")):
+    fs.add_command(command)
+    fs.add_command(command, short)

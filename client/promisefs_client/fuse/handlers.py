@@ -24,6 +24,7 @@ from promisefs_protocol.ids import MAX_NAME_BYTES, MAX_SYMLINK_BYTES, Fid
 from promisefs_protocol.messages import GetVolumeStatus, StoreStatus
 from promisefs_protocol.observe.timings import Timings
 from promisefs_protocol.observe.tracing import Event, tell
+from promisefs_protocol.rights import Rights
 
 from promisefs_client.data.filestore import FileStore
 from promisefs_client.data.ranges import Ranges
@@ -31,6 +32,7 @@ from promisefs_client.data.readahead import Readahead
 from promisefs_client.data.resizing import correct_size, show_end
 from promisefs_client.errors import FsError, ServerUnavailable
 from promisefs_client.identity.key import Key, act_with, acting_with
+from promisefs_client.identity.local_access import may_access_directory, may_access_file, require, require_open
 from promisefs_client.locks.lock_manager import LockManager
 from promisefs_client.names.mount_points import MountPoints
 from promisefs_client.names.namespace import Namespace, Owner
@@ -304,10 +306,21 @@ class Operations(pyfuse3.Operations):
     @handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         vnode = self._vnode(inode)
-        await self._cell.validate(vnode)
+        rights = await self._cell.validate(vnode)
+        if not vnode.status.is_dir:
+            require(rights, Rights.LOOKUP | Rights.READ)
         if not vnode.append_opens:  # else it would have the kernel ask, which it is doing
             await show_end(self._cell, vnode)
         return self._attributes(vnode)
+
+    @handler
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        """access(2) and chdir(2). Not asked if the kernel checks mode bits (`posix`)."""
+        vnode = self._vnode(inode)
+        rights = await self._cell.validate(vnode)
+        if vnode.status.is_dir:
+            return may_access_directory(rights, mode)
+        return may_access_file(rights, vnode.status.mode, mode)
 
     @handler
     async def setattr(
@@ -377,7 +390,7 @@ class Operations(pyfuse3.Operations):
         await self._names.settled(vnode)
         vnode = self._table.add_open(vnode)
         try:
-            await self._cell.validate_open(vnode)
+            require_open(await self._cell.validate_open(vnode), vnode.status.mode, flags)
             await self._cell.drop_stale()
             if vnode.deleted and not vnode.kept:
                 raise FsError(errno.ESTALE)  # the kernel looks the name up again
@@ -396,6 +409,7 @@ class Operations(pyfuse3.Operations):
         vnode.kernel_pages = True
         handle = self._new_handle()
         file = self._open_files[handle] = _OpenFile(vnode, flags, uid, self.keys.of(uid))
+        vnode.openers.append(file.key)
         vnode.read_write_opens += file.reads_and_writes
         vnode.append_opens += file.is_appending
         self._table.open_mmaps.opened(vnode, handle)
@@ -428,6 +442,7 @@ class Operations(pyfuse3.Operations):
         file = self._file(fh)
         vnode = file.vnode
         await self._locks.check(fh)
+        require(await self._cell.validate(vnode), Rights.READ)  # what it was opened with may have been taken away
         data = await self._files.read(vnode, off, size, file.readahead)
         self._counters.read_bytes += len(data)
         if len(data) < size:
@@ -500,6 +515,7 @@ class Operations(pyfuse3.Operations):
         finally:
             await self._locks.released(vnode, fh)
             file = self._open_files.pop(fh)
+            vnode.openers.remove(file.key)
             vnode.read_write_opens -= file.reads_and_writes
             vnode.append_opens -= file.is_appending
             self._table.open_mmaps.released(vnode, fh)
@@ -511,7 +527,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         vnode = self._vnode(inode)
-        await self._cell.validate(vnode)
+        require(await self._cell.validate(vnode), Rights.LOOKUP)
         handle = self._new_handle()
         self._open_directories[handle] = _OpenDirectory(self._table.add_open(vnode), self.keys.of(ctx.uid))
         return handle

@@ -30,9 +30,11 @@ from promisefs_protocol.messages import (
     RenameFlags,
     Symlink,
 )
+from promisefs_protocol.rights import Rights
 
 from promisefs_client.errors import FsError, ServerUnavailable
 from promisefs_client.fuse.requests import SIGNAL_PATIENCE_S, interruptible
+from promisefs_client.identity.local_access import require
 from promisefs_client.network.cell import Cell
 from promisefs_client.network.session import UNNUMBERED
 from promisefs_client.vnodes.vnode import Version, Vnode
@@ -63,7 +65,7 @@ class Namespace:
         if known is not None:
             fid = known[0]
             vnode = None if fid is None else self._table.get(fid)
-            if fid is None or (vnode is not None and self._cell.valid(vnode)):
+            if fid is None or (vnode is not None and self._cell.rights(vnode) is not None):
                 self._cell.counters.names.hits += 1
                 return vnode
         self._cell.counters.names.misses += 1
@@ -76,11 +78,21 @@ class Namespace:
         return vnode
 
     def _cached(self, directory: Vnode, name: bytes) -> tuple[Fid | None] | None:
-        """(fid or None) if the directory's cached names say; None if they do not."""
+        """(fid or None) if the directory's cached names say; None if they do not. Raise FsError(EACCES)."""
         names = directory.names
-        if names is None or not self._cell.valid(directory) or not names.knows(name):
+        if names is None or not names.knows(name) or not self._may_list(directory):
             return None
         return (names.entries.get(name),)
+
+    def _may_list(self, directory: Vnode) -> bool:
+        """Whether what is known of a directory's names may be told now; False: the server has to be asked.
+
+        Raise FsError(EACCES).
+        """
+        rights = self._cell.rights(directory)
+        if rights is not None and not rights & Rights.LOOKUP:
+            raise FsError(errno.EACCES)
+        return rights is not None
 
     def _learn(self, directory: Vnode, version: Version, name: bytes, vnode: Vnode | None) -> None:
         self._table.learn_name(directory, version, name, None if vnode is None else vnode.fid)
@@ -90,7 +102,7 @@ class Namespace:
     async def listing(self, directory: Vnode) -> list[tuple[bytes, Fid]]:
         """All names, in byte order when they come from the server."""
         names = directory.names
-        if names is not None and names.complete and self._cell.valid(directory):
+        if names is not None and names.complete and self._may_list(directory):
             self._cell.counters.listings.hits += 1
             return [(name, fid) for name, fid in names.entries.items() if fid is not None]
         self._cell.counters.listings.misses += 1
@@ -128,7 +140,9 @@ class Namespace:
         return entries
 
     async def read_link(self, vnode: Vnode) -> bytes:
-        if vnode.target is None:
+        if vnode.target is not None:
+            require(await self._cell.validate(vnode), Rights.LOOKUP)
+        else:
             async with self._cell.ask(FetchData(vnode.fid, 0, vnode.status.size)) as answer:
                 self._table.install(answer.reply.entry, answer.mark)
                 vnode.target = answer.bulk or b""

@@ -1,6 +1,14 @@
-"""Extended attributes: `user.*` are the server's.
+"""Extended attributes: `user.*` are the server's, `afs.*` say what AFS knows of a file.
 
-Everything else is answered here: the kernel asks for security.capability before every write.
+afs.acl      the access control list, as `promisefs_protocol.rights` writes it; written, it is the new list, or, after a
+             line with `+`, what is to change in it
+afs.access   the letters of what the caller may do
+afs.cell     the cell's name; of a server alone its address
+afs.fid      volume, vnode and uniquifier, in hexadecimal digits
+afs.volume   the volume's name
+
+These can be read but are not listed: who copies a file with all its attributes does not mean them. Everything else is
+answered here: the kernel asks for security.capability before every write.
 """
 
 from __future__ import annotations
@@ -9,26 +17,42 @@ import errno
 from collections.abc import Sequence
 
 from promisefs_protocol.ids import MAX_XATTR_VALUE_BYTES
-from promisefs_protocol.messages import GetXattr, ListXattrs, RemoveXattr, SetXattr, XattrFlags
+from promisefs_protocol.messages import (
+    FetchACL,
+    GetXattr,
+    ListXattrs,
+    RemoveXattr,
+    SetXattr,
+    StoreACL,
+    XattrFlags,
+)
+from promisefs_protocol.rights import CHANGES_ONLY, acl_text, parse_acl, rights_text
 
 from promisefs_client.errors import FsError
 from promisefs_client.network.cell import Cell
 from promisefs_client.vnodes.vnode import Vnode
 
 _USER = b"user."
+_ACL = b"afs.acl"
 
 
 class Xattrs:
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, cell_name: str) -> None:
         self._cell = cell
+        self._cell_name = cell_name
 
     async def get(self, vnode: Vnode, name: bytes) -> bytes:
+        if name.startswith(b"afs."):
+            return (await self._of_afs(vnode, name)).encode()
         if not name.startswith(_USER) or await self._has_none(vnode):
             raise FsError(errno.ENODATA)
         _, value = await self._cell.call(GetXattr(vnode.fid, name))
         return value or b""
 
     async def set(self, vnode: Vnode, name: bytes, value: bytes) -> None:
+        if name == _ACL:
+            await self._set_acl(vnode, value)
+            return
         self._check_name(name)
         if len(value) > MAX_XATTR_VALUE_BYTES:
             raise FsError(errno.E2BIG)
@@ -55,3 +79,32 @@ class Xattrs:
     def _check_name(name: bytes) -> None:
         if not name.startswith(_USER):
             raise FsError(errno.EOPNOTSUPP)
+
+    # afs.*
+
+    async def _of_afs(self, vnode: Vnode, name: bytes) -> str:
+        if name == _ACL:
+            async with self._cell.ask(FetchACL(vnode.fid)) as answer:
+                self._cell.table.install(answer.reply.entry, answer.mark)
+                return acl_text(answer.reply.acl)
+        rights = await self._cell.validate(vnode)
+        match name:
+            case b"afs.access":
+                return rights_text(rights)
+            case b"afs.cell":
+                return self._cell_name
+            case b"afs.fid":
+                return "{:x}:{:x}:{:x}".format(*vnode.fid)
+            case b"afs.volume":
+                return vnode.volume.name
+        raise FsError(errno.ENODATA)
+
+    async def _set_acl(self, vnode: Vnode, value: bytes) -> None:
+        try:
+            text = value.decode()
+            acl = parse_acl(text.removeprefix(CHANGES_ONLY))
+        except ValueError:
+            raise FsError(errno.EINVAL) from None
+        request = StoreACL(vnode.fid, acl, clear=not text.startswith(CHANGES_ONLY))
+        async with self._cell.ask(request) as answer:
+            self._cell.table.install(answer.reply.entry, answer.mark)

@@ -25,9 +25,11 @@ from promisefs_protocol.messages import (
 )
 from promisefs_protocol.observe.timings import Timing
 from promisefs_protocol.observe.tracing import Event, tell, tracing
+from promisefs_protocol.rights import Rights
 from promisefs_protocol.transport import Reply
 
 from promisefs_client.data.resizing import correct_size, show_end
+from promisefs_client.vnodes.vnode import Vnode
 from promisefs_client.vnodes.vnode_table import KernelWork
 
 from .cell import Cell
@@ -114,8 +116,8 @@ class CallbackService:
         vnodes = [vnode for vnode in found if vnode is not None and vnode.opens and not cell.valid(vnode)]
         if vnodes:
             await cell.revalidate(vnodes)
-            unpromised = [vnode for vnode in vnodes if not cell.valid(vnode)]
-            await cell.drop([KernelWork(vnode.ino, True, False, 0) for vnode in unpromised])
+            dropped = [vnode for vnode in vnodes if not cell.valid(vnode) or not _all_may_read(vnode)]
+            await cell.drop([KernelWork(vnode.ino, True, False, 0) for vnode in dropped])
             for vnode in vnodes:
                 await correct_size(cell, vnode)
         for item in work:
@@ -175,3 +177,8 @@ class CallbackService:
             more = f" and {len(fids) - 1} more" if len(fids) > 1 else ""
             about = {"fid": fid, "files": len(fids), "server": self.server.name}
             tell(log, logging.WARNING, Event.CB_EARLY_ACK, message, self.server.name, fid or "names", more, **about)
+
+
+def _all_may_read(vnode: Vnode) -> bool:
+    """Whether everyone who has opened a file is known to have the right to read it still."""
+    return all((vnode.rights_of(key) or 0) & Rights.READ for key in set(vnode.openers))

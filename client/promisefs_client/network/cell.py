@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.connection import Piece
-from promisefs_protocol.ids import Fid
+from promisefs_protocol.ids import Fid, PromisedStatus
 from promisefs_protocol.messages import (
     MAX_LIST,
     AppendData,
@@ -40,6 +40,7 @@ from promisefs_protocol.messages import (
     RemoveXattr,
     Rename,
     SetXattr,
+    StoreACL,
     StoreData,
     StoreStatus,
     Symlink,
@@ -49,7 +50,7 @@ from promisefs_client.data.contents import FileContents
 from promisefs_client.errors import ServerUnavailable
 from promisefs_client.fuse.kernel import KernelCaches
 from promisefs_client.fuse.requests import outlive_request
-from promisefs_client.identity.key import Key
+from promisefs_client.identity.key import Key, acting_with, current_key
 from promisefs_client.observe.counters import Counters
 from promisefs_client.vnodes.vnode import Vnode
 from promisefs_client.vnodes.vnode_table import KernelWork, VnodeTable
@@ -68,6 +69,7 @@ MUTATIONS = (
     StoreData,
     AppendData,
     StoreStatus,
+    StoreACL,
     Fallocate,
     CopyRange,
     SetXattr,
@@ -192,6 +194,14 @@ class Cell:
     def valid(self, vnode: Vnode) -> bool:
         return self.table.valid(vnode, self.now())
 
+    def key(self) -> Key:
+        """Whose rights count for what this task does."""
+        return current_key() or self.keys.own
+
+    def rights(self, vnode: Vnode) -> int | None:
+        """What whoever this task works for may do with the vnode; None if the server has to be asked."""
+        return vnode.rights_of(self.key()) if self.valid(vnode) else None
+
     def connected(self, vnode: Vnode) -> bool:
         """Whether the vnode's server can be asked at this moment."""
         return self.sessions[vnode.server].connected
@@ -232,7 +242,8 @@ class Cell:
     async def _call_there(self, volume: Volume, request: Any, bulk: Piece | None, key: Key | None) -> Answer:
         """Call the server where we believe the volume to be. Raise _NotThere."""
         server = volume.server
-        mark = server.begin_call(self.now())
+        key = key or self.key()
+        mark = server.begin_call(self.now(), key)
         try:
             reply, data = await self.sessions[server].call(request, bulk, key=key)
         except BaseException as error:
@@ -269,35 +280,42 @@ class Cell:
         work, _ = self.table.break_promises(server, [Break(fid, changed, 0) for fid in fids_of(request)])
         self.start(self.drop, work)
 
-    async def validate(self, vnode: Vnode) -> None:
-        """Return when the vnode's status is that of a moment after this was called.
+    async def validate(self, vnode: Vnode) -> int:
+        """Return when the vnode's status is that of a moment after this was called, with the caller's rights then.
 
-        Raise Aborted(VNOVNODE) if it is gone, ServerUnavailable.
+        Raise Aborted: VNOVNODE if it is gone, ACCES if the caller may not look at it; ServerUnavailable.
         """
-        if self.valid(vnode):
-            self.counters.attributes.hits += 1
-            return
-        self.counters.attributes.misses += 1
-        await self.fetch_status(vnode)
-        self.drop_stale_later()
+        rights = self.rights(vnode)
+        self.counters.attributes.count(rights is not None)
+        if rights is None:
+            rights = (await self.fetch_status(vnode)).rights
+            self.drop_stale_later()
+        return rights
 
-    async def validate_open(self, vnode: Vnode) -> None:
+    async def validate_open(self, vnode: Vnode) -> int:
         """The same, and with a promise if the server makes one: the file may be mapped, and then nobody will ask again.
 
         A break may have overtaken the reply, and the next may be; whoever breaks that often makes us renew it, too.
         """
-        self.counters.attributes.count(self.valid(vnode))
-        for _ in range(PROMISE_TRIES):
-            if self.valid(vnode) or not await self.fetch_status(vnode):
-                break
+        rights = self.rights(vnode)
+        self.counters.attributes.count(rights is not None)
+        tries = 0
+        while rights is None:
+            entry = await self.fetch_status(vnode)
+            tries += 1
+            rights = self.rights(vnode)
+            if rights is None and (not entry.promise_s or tries == PROMISE_TRIES):
+                rights = entry.rights
         self.drop_stale_later()
+        return rights
 
-    async def fetch_status(self, vnode: Vnode) -> bool:
-        """Return whether the server has made a promise, which may be broken already."""
+    async def fetch_status(self, vnode: Vnode) -> PromisedStatus:
+        """Return what the server says; its promise may be broken already."""
         try:
             async with self.ask(FetchStatus(vnode.fid)) as answer:
-                self.table.install(answer.reply.entry, answer.mark)
-                return bool(answer.reply.entry.promise_s)
+                entry: PromisedStatus = answer.reply.entry
+                self.table.install(entry, answer.mark)
+                return entry
         except Aborted as refusal:
             if refusal.code == AbortCode.VNOVNODE:
                 self.table.vnode_is_gone(vnode)
@@ -421,11 +439,16 @@ class Cell:
             )
 
     async def revalidate(self, vnodes: Iterable[Vnode]) -> None:
-        fids = [vnode.fid for vnode in vnodes]
+        """Ask for statuses, of open files as who has opened them."""
+        by_key: dict[Key, list[Fid]] = {}
+        for vnode in vnodes:
+            by_key.setdefault(vnode.openers[-1] if vnode.openers else self.keys.own, []).append(vnode.fid)
         try:
-            await self.fetch_statuses(fids)
+            for key, fids in by_key.items():
+                with acting_with(key):
+                    await self.fetch_statuses(fids)
         except (Aborted, ServerUnavailable) as error:
-            log.warning("renewing promises on %d files: %s", len(fids), error)
+            log.warning("renewing promises on %d files: %s", sum(map(len, by_key.values())), error)
         self.drop_stale_later()
 
     async def _give_up_evicted(self, server: Server) -> None:

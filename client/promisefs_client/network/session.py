@@ -34,6 +34,7 @@ from promisefs_protocol.messages import (
     CancelLock,
     CopyRange,
     Fallocate,
+    FetchACL,
     FetchData,
     FetchDirectory,
     FetchStatus,
@@ -55,6 +56,7 @@ from promisefs_protocol.messages import (
     Role,
     Seek,
     SetLock,
+    StoreACL,
     StoreData,
     StoreStatus,
     Sync,
@@ -100,6 +102,7 @@ _QUESTIONS = {
     InlineBulkStatus,
     Lookup,
     FetchDirectory,
+    FetchACL,
     FetchData,
     Seek,
     GetXattr,
@@ -108,9 +111,10 @@ _QUESTIONS = {
     GetEntryByName,
     GetEntryByID,
     GetLock,
+    FetchACL,
 }
 """Calls that change nothing."""
-_REPEATABLE = {StoreData, StoreStatus, Fallocate, CopyRange, Sync, SetLock, CancelLock, ReleaseLock}
+_REPEATABLE = {StoreData, StoreStatus, StoreACL, Fallocate, CopyRange, Sync, SetLock, CancelLock, ReleaseLock}
 """Calls that may be made again, whether or not they were carried out, by who does not know that they are repeated."""
 
 UNNUMBERED = Operation(0, 0, False)

@@ -6,11 +6,15 @@ from promisefs_protocol.ids import Fid, Status
 
 from promisefs_client.data.contents import FileContents
 from promisefs_client.fuse.kernel_size import KernelSize
+from promisefs_client.identity.key import Key
 from promisefs_client.network.servers import Server
 
 from .volumes import Volume
 
 Version = tuple[int, int]
+
+Access = tuple[tuple[Key, int], ...]
+"""Pairs of a key and `Rights`, with SUPERUSER and OWNER. Thousands of vnodes share one."""
 
 ROOT_INO = 1
 VOLUME_SHIFT = 40
@@ -45,6 +49,7 @@ class Vnode:
     """
 
     __slots__ = (
+        "access",
         "append_opens",
         "contents",
         "deleted",
@@ -56,12 +61,14 @@ class Vnode:
         "lookups",
         "lost",
         "names",
+        "openers",
         "opens",
         "own_versions",
         "parent",
         "pending_mtime_ns",
         "promise_until",
         "read_write_opens",
+        "rights_of_anyone",
         "shown_at",
         "status",
         "target",
@@ -75,6 +82,9 @@ class Vnode:
         self.ino = ino
         self.status = status
         self.promise_until = 0.0  # client's monotonic clock; 0: no promise
+        self.access: Access = ()  # what each key may do, as far as it is known; good as long as the promise
+        self.rights_of_anyone = 0  # the same of everybody
+        self.openers: list[Key] = []  # of each handle, who opened it
         self.lookups = 0  # references the kernel holds
         self.opens = 0  # handles the kernel holds; a mapping keeps its handle open until the last munmap
         self.read_write_opens = 0  # of these, those that a writable shared mapping may belong to
@@ -92,6 +102,13 @@ class Vnode:
         self.shown_at: int | None = None  # offset of a byte that was put into the kernel's page cache, unasked
         self.kernel_size = KernelSize()
         self.own_versions: set[int] = set()  # data versions our stores made, ahead of the label (replies out of order)
+
+    def rights_of(self, key: Key) -> int | None:
+        """What the holder of a key may do, if the promise is good and this is known."""
+        for who, rights in self.access:
+            if who is key:
+                return rights
+        return None
 
     @property
     def server(self) -> Server:

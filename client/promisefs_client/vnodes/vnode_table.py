@@ -20,7 +20,9 @@ I4  Cached names of a directory belong to one data version; an own change edits 
 I5  A deleted file is `kept` iff the server was told, in a removal or in the acknowledgement of a break, that it is open
     here. Who opens a file counts it as open before he validates it, so that no break can come between.
 I6  A vnode has a promise only if its volume is where we believe it to be (`volumes`).
-I7  `by_ino` and `by_fid` hold the same vnodes; a vnode in use is never evicted.
+I7  What keys may do with a vnode (`access`) is known under one promise and one ctime: whatever changes rights breaks
+    the first or changes the second, also if it was done here.
+I8  `by_ino` and `by_fid` hold the same vnodes; a vnode in use is never evicted.
 """
 
 from __future__ import annotations
@@ -34,14 +36,16 @@ from typing import NamedTuple
 from promisefs_protocol.ids import Fid, PromisedStatus, Status
 from promisefs_protocol.messages import Break, Changed
 from promisefs_protocol.observe.tracing import Event, tracing
+from promisefs_protocol.rights import Rights
 
 from promisefs_client.data.contents import FileContents, PageCache
 from promisefs_client.errors import FsError
 from promisefs_client.fuse.kernel_size import KernelSize
+from promisefs_client.identity.key import Key
 from promisefs_client.network.servers import CallMark, Server
 
 from .open_mmaps import OpenMmaps
-from .vnode import ROOT_INO, DirectoryNames, Version, Vnode, ino_of
+from .vnode import ROOT_INO, Access, DirectoryNames, Version, Vnode, ino_of
 from .volumes import Volume, Volumes
 
 log = logging.getLogger(__name__)
@@ -49,6 +53,11 @@ log = logging.getLogger(__name__)
 PROMISE_MARGIN_S = 10.0
 """The last seconds of a promise are not used (AFS clients do the same)."""
 
+
+MAX_KEYS_OF_VNODE = 16
+"""Of further ones the server is asked again and again."""
+MAX_ACCESSES = 10_000
+"""Distinct `Access`es that vnodes share; then they begin anew."""
 
 NO_INCARNATION = -1
 """Of a status that is not to be compared with any other."""
@@ -81,6 +90,9 @@ class VnodeTable:
         self._idle: OrderedDict[Fid, None] = OrderedDict()
         self.open_mmaps = OpenMmaps()
         """Files that may be mapped. The shell says what the kernel opens, flushes and releases."""
+        self._accesses: dict[Access, Access] = {}
+        self.shared = False
+        """Other users can use the mount. The kernel does not ask who looks at what it has been told."""
         self._creating = 0
         self._claimed: set[Fid] = set()
         self.root_fid = mounted.root
@@ -115,6 +127,8 @@ class VnodeTable:
 
     def remaining_s(self, vnode: Vnode, now: float) -> float:
         """How long the kernel may keep what it is told of the vnode; 0 without a promise."""
+        if self.shared and not vnode.rights_of_anyone & Rights.LOOKUP:
+            return 0.0
         return max(0.0, vnode.promise_until - now) if vnode.volume.server.lease_until > now else 0.0
 
     def name_remaining_s(self, directory: Vnode, name: bytes, fid: Fid | None, now: float) -> float:
@@ -134,7 +148,10 @@ class VnodeTable:
             self._set_promise(vnode, entry, mark)
             return vnode
         if self._is_newer(vnode.status, entry.status):
-            self._apply(vnode, entry.status, promised=self.valid(vnode, mark.sent_at))
+            promised = self.valid(vnode, mark.sent_at)
+            if not promised or entry.status.ctime_ns != vnode.status.ctime_ns:
+                vnode.access = ()
+            self._apply(vnode, entry.status, promised)
             self._set_promise(vnode, entry, mark)
         return vnode
 
@@ -220,6 +237,16 @@ class VnodeTable:
             vnode.promise_until = until
             if tracing.on:
                 tracing.emit(Event.CB_PROMISE, fid=vnode.fid, server=volume.server.name, seconds=entry.promise_s)
+        if entry.promise_s and mark.key is not None:
+            vnode.rights_of_anyone = entry.rights_of_anyone
+            if vnode.rights_of(mark.key) != entry.rights:
+                self._learn_rights(vnode, mark.key, entry.rights)
+
+    def _learn_rights(self, vnode: Vnode, key: Key, rights: int) -> None:
+        access = ((key, rights), *(pair for pair in vnode.access if pair[0] is not key))[:MAX_KEYS_OF_VNODE]
+        if len(self._accesses) >= MAX_ACCESSES:
+            self._accesses.clear()
+        vnode.access = self._accesses.setdefault(access, access)
 
     def _insert(self, volume: Volume, fid: Fid, status: Status) -> Vnode:
         vnode = Vnode(fid, volume, self.ino(fid), status)
@@ -414,7 +441,7 @@ class VnodeTable:
         self.may_be_idle(vnode)
 
     def may_be_idle(self, vnode: Vnode) -> None:
-        """Something that kept the vnode in use ended; idle vnodes are kept, least recently used going first (I7)."""
+        """Something that kept the vnode in use ended; idle vnodes are kept, least recently used going first (I8)."""
         if vnode.in_use or self._by_fid.get(vnode.fid) is not vnode:
             return
         if vnode.deleted:

@@ -30,6 +30,7 @@ from promisefs_protocol.abort import AbortCode, Aborted
 
 from promisefs_server.errors import VolumeError
 from promisefs_server.promises import callback_state
+from promisefs_server.store.acls import number_of
 from promisefs_server.store.store import Store
 from promisefs_server.store.vnodes import COLUMNS, Vnode
 from promisefs_server.store.volume_remains import VolumeRemains
@@ -40,6 +41,7 @@ COPY_BYTES = 1 << 20
 _ROWS = {
     "vnodes": (f"{COLUMNS}, target", "vnode"),
     "entries": ("directory, name, vnode", "directory"),
+    "places": ("vnode, directory, names", "vnode"),
     "xattrs": ("vnode, name, value", "vnode"),
 }
 """What is copied: columns of each table, and the one with the vnode key."""
@@ -192,12 +194,24 @@ class VolumeMove:
             insert = f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(columns.split(',')))})"
             while batch := rows.fetchmany(BATCH_ROWS):
                 if table == "vnodes":
-                    await trio.to_thread.run_sync(self._copy_files, [Vnode._make(row[:-1]) for row in batch])
+                    vnodes = [Vnode._make(row[:-1]) for row in batch]
+                    await trio.to_thread.run_sync(self._copy_files, vnodes)
+                    batch = self._with_acls_there(vnodes, [row[-1] for row in batch])
                 with target.database.transaction():
                     target.database.execute_many(insert, batch)
                 done += len(batch)
                 progress(done, total)
                 await trio.lowlevel.checkpoint()
+
+    def _with_acls_there(self, vnodes: list[Vnode], targets: list[bytes | None]) -> list[tuple[object, ...]]:
+        """The rows, with the numbers that their access control lists have in the target."""
+        lists = {vnode.acl: self._source.acls.get(vnode.acl) for vnode in vnodes if vnode.acl}
+        with self._target.database.transaction():
+            there = {number: number_of(self._target.database, acl) for number, acl in lists.items()}
+        return [
+            (*vnode._replace(acl=there.get(vnode.acl, 0)), target)
+            for vnode, target in zip(vnodes, targets, strict=True)
+        ]
 
     def _count(self, table: str) -> int:
         key = _ROWS[table][1]

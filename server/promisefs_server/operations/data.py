@@ -31,7 +31,7 @@ from promisefs_protocol.messages import (
 from promisefs_protocol.transport import Reply
 
 from promisefs_server.identity.caller import Caller
-from promisefs_server.store.vnodes import Vnode, key_of
+from promisefs_server.store.vnodes import SET_ID_BITS, Vnode, key_of
 
 from .file_bytes import ByteOperations
 from .parts import Later, Operation, Parts, break_of, now_ns
@@ -68,7 +68,7 @@ class DataOperations(ByteOperations):
         self._store.ballast.admit(len(bulk), trio.current_time())
         if self._locks.any_held((key_of(request.fid),)):
             return partial(self._store_later, caller, request, bulk)
-        vnode = self._regular(request.fid)
+        vnode = self._writable(caller, request.fid)
         if not bulk:
             return StatusReply(self.promised(caller, vnode)), None
         self._check_unchanged(caller, vnode, request)
@@ -90,7 +90,7 @@ class DataOperations(ByteOperations):
     async def _store_later(self, caller: Caller, request: StoreData, bulk: bytes) -> Reply:
         """Store with the lock held, for it may take long."""
         async with self._locks.hold(key_of(request.fid)):
-            vnode = self._regular(request.fid)
+            vnode = self._writable(caller, request.fid)
             if not bulk:
                 return StatusReply(self.promised(caller, vnode)), None
             self._check_unchanged(caller, vnode, request)
@@ -117,7 +117,7 @@ class DataOperations(ByteOperations):
             reply = self._store.replies.find(host.number, request.operation, method)
             if reply is not None:
                 return reply, None
-            vnode = self._regular(request.fid)
+            vnode = self._writable(caller, request.fid)
             end = vnode.size + len(data)
             if end > MAX_FILE_BYTES:
                 raise Aborted(AbortCode.FBIG, f"files end at {MAX_FILE_BYTES} bytes")
@@ -215,14 +215,14 @@ class DataOperations(ByteOperations):
     # Attributes
 
     def store_status(self, caller: Caller, request: StoreStatus, bulk: bytes | None) -> Reply | Later:
-        vnode = self._to_change(request)
+        vnode = self._to_change(caller, request)
         if self._locks.any_held((vnode.key,)) or self._resizes(vnode, request):
             return partial(self._store_status_later, caller, request)
         return self.settled(*self._store_attributes(caller, vnode, request))
 
     async def _store_status_later(self, caller: Caller, request: StoreStatus) -> Reply:
         async with self._locks.hold(key_of(request.fid)):
-            vnode = self._to_change(request)
+            vnode = self._to_change(caller, request)
             if self._resizes(vnode, request):
                 with trio.CancelScope(shield=True):
                     events, reply = await self._resize(caller, vnode, request, request.size or 0)
@@ -232,11 +232,20 @@ class DataOperations(ByteOperations):
         await self._breaker.settle(events)
         return reply, None
 
-    def _to_change(self, request: StoreStatus) -> Vnode:
+    def _to_change(self, caller: Caller, request: StoreStatus) -> Vnode:
         vnode = self._vnodes.get(request.fid)
+        if request.size is not None:
+            vnode = self._writable(caller, request.fid)
+        else:
+            self._access.need_change(caller.identity, vnode)
         if vnode.is_mount_point:
             raise Aborted(AbortCode.PERM, f"{request.fid} is a mount point: it has the attributes of what it shows")
-        return vnode if request.size is None else self._regular(request.fid)
+        if not caller.identity.administrator:
+            if request.uid not in (None, vnode.uid):
+                raise Aborted(AbortCode.PERM, "only administrators give files to others")
+            if request.mode is not None and vnode.is_file and request.mode & ~vnode.mode & SET_ID_BITS:
+                raise Aborted(AbortCode.PERM, "only administrators have files run as somebody else")
+        return vnode
 
     @staticmethod
     def _resizes(vnode: Vnode, request: StoreStatus) -> bool:
@@ -306,6 +315,7 @@ class DataOperations(ByteOperations):
     async def _change_xattrs(self, caller: Caller, fid: Fid, apply: Callable[[Vnode], Vnode]) -> Reply:
         async with self._locks.hold(key_of(fid)):
             vnode = self._vnodes.get(fid)
+            self._access.need_change(caller.identity, vnode)
             with self._database.transaction():
                 vnode = apply(vnode)
             events = self._breaker.begin(caller.host, [break_of(vnode, Changed.STATUS)])

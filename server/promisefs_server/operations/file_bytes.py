@@ -14,7 +14,7 @@ from promisefs_protocol.transport import Reply
 
 from promisefs_server.identity.caller import Caller
 from promisefs_server.store.datafiles import DataFile
-from promisefs_server.store.vnodes import Vnode
+from promisefs_server.store.vnodes import SET_ID_BITS, Vnode
 
 from .parts import Operations, Parts, break_of
 
@@ -36,6 +36,22 @@ class ByteOperations(Operations):
             raise Aborted(AbortCode.ISDIR, f"{fid} is a directory")
         if not vnode.is_file:
             raise Aborted(AbortCode.INVAL, f"{fid} is not a regular file")
+        return vnode
+
+    def _readable(self, caller: Caller, fid: Fid) -> Vnode:
+        vnode = self._regular(fid)
+        self._access.need_read(caller.identity, vnode)
+        return vnode
+
+    def _writable(self, caller: Caller, fid: Fid) -> Vnode:
+        """The row that a change of the file's bytes begins with.
+
+        What somebody has written into it must not run as somebody else.
+        """
+        vnode = self._regular(fid)
+        self._access.need_write(caller.identity, vnode)
+        if vnode.mode & SET_ID_BITS and not caller.identity.administrator:
+            vnode = vnode._replace(mode=vnode.mode & ~SET_ID_BITS)
         return vnode
 
     async def _cut(self, file: DataFile, size: int) -> None:

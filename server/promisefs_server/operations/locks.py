@@ -7,7 +7,7 @@ from functools import partial
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
-from promisefs_protocol.locks import WHOLE_FILE, HeldLock, LockOwner
+from promisefs_protocol.locks import WHOLE_FILE, HeldLock, LockKind, LockOwner
 from promisefs_protocol.messages import (
     CancelLock,
     ExtendLock,
@@ -25,7 +25,7 @@ from promisefs_server.identity.caller import Caller
 from promisefs_server.locks.lock_keeper import LockKeeper
 from promisefs_server.locks.lock_table import Owner
 from promisefs_server.promises.hosts import Host
-from promisefs_server.store.vnodes import key_of
+from promisefs_server.store.vnodes import Vnode, key_of
 
 from .parts import Later, Operation, Operations, Parts
 
@@ -47,7 +47,9 @@ class LockOperations(Operations):
 
     def set_lock(self, caller: Caller, request: SetLock, bulk: bytes | None) -> Reply:
         host = caller.host
-        key = self._file(request.fid)
+        vnode = self._file(request.fid)
+        self._access.need_lock(caller.identity, vnode, exclusive=request.lock.kind == LockKind.WRITE)
+        key = vnode.key
         _check_range(request.owner, request.lock.start, request.lock.end)
         if host.lease_end_s <= trio.current_time():
             raise Aborted(AbortCode.NO_CALLBACKS, "its lease has ended, and a lock would end with it")
@@ -72,7 +74,7 @@ class LockOperations(Operations):
         return ReleaseLockReply(order), None
 
     def get_lock(self, caller: Caller, request: GetLock, bulk: bytes | None) -> Reply | Later:
-        self._file(request.fid)
+        self._access.need_status(caller.identity, self._file(request.fid))
         _check_range(request.owner, request.lock.start, request.lock.end)
         return partial(self._get_lock_later, caller, request) if self._table.paused else self._get_lock(caller, request)
 
@@ -109,12 +111,12 @@ class LockOperations(Operations):
             return False
         return self._table.restore(key, owner, held.lock)
 
-    def _file(self, fid: Fid) -> int:
-        """The key of a regular file that is here. Abort VNOVOL, VMOVED, VNOVNODE, INVAL."""
+    def _file(self, fid: Fid) -> Vnode:
+        """A regular file that is here. Abort VNOVOL, VMOVED, VNOVNODE, INVAL."""
         vnode = self._vnodes.get(fid)
         if not vnode.is_file:
             raise Aborted(AbortCode.INVAL, f"{fid} is not a regular file")
-        return vnode.key
+        return vnode
 
 
 def _owner(host: Host, owner: LockOwner) -> Owner:

@@ -33,10 +33,11 @@ from promisefs_protocol.messages import (
     RenameReply,
     Symlink,
 )
+from promisefs_protocol.rights import Rights
 from promisefs_protocol.transport import Reply
 
 from promisefs_server.identity.caller import Caller
-from promisefs_server.store.vnodes import Vnode
+from promisefs_server.store.vnodes import SET_ID_BITS, Vnode
 
 from .parts import Later, Operation, Operations, break_of, now_ns
 
@@ -125,8 +126,9 @@ class NameOperations(Operations):
         self, caller: Caller, request: CreateFile | MakeDir | Symlink, mode: int, target: bytes | None = None
     ) -> Reply | Later:
         def apply(now_ns: int) -> Change:
+            directory = self.directory(caller, request.directory, Rights.INSERT)
             directory, entry = self._store.directories.create(
-                self._vnodes.directory(request.directory), request.name, mode, request.uid, request.gid, target, now_ns
+                directory, request.name, mode, _owner(caller, request.uid), request.gid, target, now_ns
             )
             return Change(lambda p: EntryReply(p(directory), p(entry)), (break_of(directory, NAMES),))
 
@@ -136,6 +138,9 @@ class NameOperations(Operations):
         kind = stat.S_IFMT(request.mode)
         if kind not in CREATABLE_TYPES:
             raise Aborted(AbortCode.PERM, f"files of type {kind:o} cannot be made")
+        if request.mode & SET_ID_BITS and not caller.identity.administrator:
+            self.directory(caller, request.directory, Rights.INSERT)
+            raise Aborted(AbortCode.PERM, "only administrators have files run as somebody else")
         return self._create(caller, request, (kind or stat.S_IFREG) | stat.S_IMODE(request.mode))
 
     def make_dir(self, caller: Caller, request: MakeDir, bulk: bytes | None) -> Reply | Later:
@@ -152,8 +157,8 @@ class NameOperations(Operations):
 
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.create(
-                self._vnodes.directory(request.directory), request.name, S_IFMNT | 0o755, 0, 0,
-                request.volume_name.encode(), now_ns,
+                self.directory(caller, request.directory, Rights.INSERT | Rights.ADMINISTER),
+                request.name, S_IFMNT | 0o755, 0, 0, request.volume_name.encode(), now_ns,
             )  # fmt: skip
             return Change(lambda p: EntryReply(p(directory), p(entry)), (break_of(directory, NAMES),))
 
@@ -163,9 +168,9 @@ class NameOperations(Operations):
         _check_one_volume(request.fid, request.directory)
 
         def apply(now_ns: int) -> Change:
-            directory, entry = self._store.directories.link(
-                self._vnodes.directory(request.directory), request.name, self._vnodes.get(request.fid), now_ns
-            )
+            directory, vnode = self._vnodes.directory(request.directory), self._vnodes.get(request.fid)
+            self._access.need_link(caller.identity, vnode, directory)
+            directory, entry = self._store.directories.link(directory, request.name, vnode, now_ns)
             return Change(
                 lambda p: EntryReply(p(directory), p(entry)),
                 (break_of(directory, NAMES), break_of(entry, Changed.STATUS)),
@@ -192,7 +197,7 @@ class NameOperations(Operations):
     def remove_file(self, caller: Caller, request: RemoveFile, bulk: bytes | None) -> Reply | Later:
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.remove_file(
-                self._vnodes.directory(request.directory), request.name, now_ns
+                self.directory(caller, request.directory, Rights.DELETE), request.name, now_ns
             )
             gone, broken = self._lost_name(caller, entry, request.not_open)
             return Change(
@@ -208,7 +213,7 @@ class NameOperations(Operations):
     def remove_dir(self, caller: Caller, request: RemoveDir, bulk: bytes | None) -> Reply | Later:
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.remove_dir(
-                self._vnodes.directory(request.directory), request.name, now_ns
+                self.directory(caller, request.directory, Rights.DELETE), request.name, now_ns
             )
             return Change(
                 lambda p: RemoveDirReply(p(directory), entry.fid),
@@ -221,7 +226,7 @@ class NameOperations(Operations):
     def remove_mount_point(self, caller: Caller, request: RemoveMountPoint, bulk: bytes | None) -> Reply | Later:
         def apply(now_ns: int) -> Change:
             directory, entry = self._store.directories.remove_mount_point(
-                self._vnodes.directory(request.directory), request.name, now_ns
+                self.directory(caller, request.directory, Rights.DELETE), request.name, now_ns
             )
             return Change(
                 lambda p: RemoveFileReply(p(directory), self.unpromised(entry)),
@@ -241,12 +246,24 @@ class NameOperations(Operations):
 
         return self._once(caller, request, files, lambda now_ns: self._rename(caller, request, now_ns))
 
+    def _rename_between(self, caller: Caller, request: Rename, *, exchange: bool) -> tuple[Vnode, Vnode]:
+        """The directories, between which the caller may rename this."""
+        both = Rights.INSERT | Rights.DELETE
+        old = self.directory(caller, request.old_directory, both if exchange else Rights.DELETE)
+        new = self.directory(caller, request.new_directory, both if exchange else Rights.INSERT)
+        if not self._access.has(caller.identity, new, Rights.DELETE):
+            # It would take the place of what is there.
+            if self._store.directories.lookup(new, request.new_name) is not None:
+                self._access.need(caller.identity, new, Rights.DELETE)
+        return old, new
+
     def _rename(self, caller: Caller, request: Rename, now_ns: int) -> Change:
         flags = RenameFlags(request.flags)
+        old, new = self._rename_between(caller, request, exchange=bool(flags & RenameFlags.EXCHANGE))
         old_directory, new_directory, moved, replaced, happened = self._store.directories.rename(
-            self._vnodes.directory(request.old_directory),
+            old,
             request.old_name,
-            self._vnodes.directory(request.new_directory),
+            new,
             request.new_name,
             noreplace=bool(flags & RenameFlags.NOREPLACE),
             exchange=bool(flags & RenameFlags.EXCHANGE),
@@ -278,6 +295,11 @@ class NameOperations(Operations):
             return RenameReply(p(old_directory), p(new_directory), p(moved), there)
 
         return Change(reply, tuple(breaks), gone)
+
+
+def _owner(caller: Caller, uid: int) -> int:
+    """Whom a new file belongs to: its maker. Only administrators may say somebody else, as tar and rsync do."""
+    return uid if caller.identity.administrator else caller.identity.user
 
 
 def _check_one_volume(one: Fid, other: Fid) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_protocol.ids import PromisedStatus
+from promisefs_protocol.ids import Fid, PromisedStatus
 from promisefs_protocol.messages import Break, Changed, VolumeEntry
+from promisefs_protocol.rights import Rights
 from promisefs_protocol.transport import Reply
 
+from promisefs_server.access.access_control import AccessControl
+from promisefs_server.access.principals import Principals
 from promisefs_server.identity.caller import Caller
 from promisefs_server.promises.breaker import Breaker
 from promisefs_server.promises.vnode_locks import VnodeLocks
@@ -39,6 +42,8 @@ class Parts:
     """What operations work on."""
 
     store: Store
+    access: AccessControl
+    principals: Principals
     breaker: Breaker
     durability: Durability
     deletions: Deletions
@@ -49,6 +54,8 @@ class Parts:
 class Operations:
     def __init__(self, parts: Parts) -> None:
         self._store = parts.store
+        self._access = parts.access
+        self._principals = parts.principals
         self._vnodes = parts.store.vnodes
         self._database = parts.store.database
         self._breaker = parts.breaker
@@ -59,7 +66,19 @@ class Operations:
     def promised(self, caller: Caller, vnode: Vnode) -> PromisedStatus:
         """What a caller may be told of a vnode now, and the promise that goes with it, in one step."""
         vnode = self._vnodes.shown(vnode)
-        return PromisedStatus(vnode.fid, self._vnodes.status(vnode), self._breaker.grant(caller.host, vnode.key))
+        return PromisedStatus(
+            vnode.fid,
+            self._vnodes.status(vnode),
+            self._breaker.grant(caller.host, vnode.key),
+            self._access.rights(caller.identity, vnode),
+            self._access.rights_of_anyone(vnode),
+        )
+
+    def directory(self, caller: Caller, fid: Fid, needed: Rights) -> Vnode:
+        """A directory on which the caller has these rights. Abort VNOVOL, VMOVED, VNOVNODE, NOTDIR, ACCES."""
+        directory = self._vnodes.directory(fid)
+        self._access.need(caller.identity, directory, needed)
+        return directory
 
     @contextlib.contextmanager
     def data_file(self, vnode: Vnode, *, create: bool) -> Iterator[DataFile | None]:

@@ -65,7 +65,7 @@ class RangeOperations(ByteOperations):
 
     async def _fallocate(self, caller: Caller, request: Fallocate, mode: FallocateMode) -> Reply:
         async with self._locks.hold(key_of(request.fid)):
-            vnode = self._regular(request.fid)
+            vnode = self._writable(caller, request.fid)
             with trio.CancelScope(shield=True):
                 if mode & FallocateMode.PUNCH_HOLE:
                     changed, failure = await self._punch(vnode, request.offset, request.length)
@@ -112,11 +112,11 @@ class RangeOperations(ByteOperations):
     # Looking for holes
 
     def seek(self, caller: Caller, request: Seek, bulk: bytes | None) -> Reply | Later:
-        self._regular(request.fid)
+        self._readable(caller, request.fid)
         return partial(self._seek, caller, request)
 
     async def _seek(self, caller: Caller, request: Seek) -> Reply:
-        vnode = self._regular(request.fid)
+        vnode = self._readable(caller, request.fid)
         entry = self.promised(caller, vnode)
         size = entry.status.size
         found: int | None = None
@@ -138,7 +138,7 @@ class RangeOperations(ByteOperations):
 
     async def _copy_range(self, caller: Caller, request: CopyRange) -> Reply:
         async with self._both_held(request.fid, request.source):
-            source, vnode = self._regular(request.source), self._regular(request.fid)
+            source, vnode = self._readable(caller, request.source), self._writable(caller, request.fid)
             length = max(0, min(request.length, source.size - request.source_offset))
             if source.key == vnode.key and abs(request.offset - request.source_offset) < length:
                 raise Aborted(AbortCode.INVAL, "the ranges overlap")

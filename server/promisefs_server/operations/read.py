@@ -28,6 +28,7 @@ from promisefs_protocol.messages import (
     LookupReply,
     StatusReply,
 )
+from promisefs_protocol.rights import Rights
 from promisefs_protocol.transport import Reply
 
 from promisefs_server.identity.caller import Caller
@@ -62,7 +63,7 @@ class ReadOperations(Operations):
         }
 
     def fetch_status(self, caller: Caller, request: FetchStatus, bulk: bytes | None) -> Reply:
-        return StatusReply(self.promised(caller, self._vnodes.get(request.fid))), None
+        return StatusReply(self._told(caller, request.fid)), None
 
     def inline_bulk_status(self, caller: Caller, request: InlineBulkStatus, bulk: bytes | None) -> Reply | Later:
         if len(request.fids) <= BULK_STATUS_STEP:
@@ -76,15 +77,20 @@ class ReadOperations(Operations):
             entries += self._statuses(caller, fids[start : start + BULK_STATUS_STEP])
         return InlineBulkStatusReply(tuple(entries)), None
 
+    def _told(self, caller: Caller, fid: Fid) -> PromisedStatus:
+        vnode = self._vnodes.get(fid)
+        self._access.need_status(caller.identity, vnode)
+        return self.promised(caller, vnode)
+
     def _statuses(self, caller: Caller, fids: Iterable[Fid]) -> Iterator[PromisedStatus | int]:
         for fid in fids:
             try:
-                yield self.promised(caller, self._vnodes.get(fid))
+                yield self._told(caller, fid)
             except Aborted as refusal:
                 yield int(refusal.code)
 
     def lookup(self, caller: Caller, request: Lookup, bulk: bytes | None) -> Reply:
-        directory = self._vnodes.directory(request.directory)
+        directory = self.directory(caller, request.directory, Rights.LOOKUP)
         entry = self._store.directories.lookup(directory, request.name)
         return (
             LookupReply(self.promised(caller, directory), None if entry is None else self.promised(caller, entry)),
@@ -92,7 +98,7 @@ class ReadOperations(Operations):
         )
 
     def fetch_directory(self, caller: Caller, request: FetchDirectory, bulk: bytes | None) -> Reply:
-        directory = self._vnodes.directory(request.directory)
+        directory = self.directory(caller, request.directory, Rights.LOOKUP)
         limit = min(request.limit, MAX_PAGE_ENTRIES)
         page = self._store.directories.page(directory, request.after, limit + 1)
         entries = tuple([(name, self.promised(caller, vnode)) for name, vnode in page[:limit]])
@@ -115,6 +121,7 @@ class ReadOperations(Operations):
         vnode = self._vnodes.get(request.fid)
         if vnode.is_dir:
             raise Aborted(AbortCode.ISDIR, f"{request.fid} is a directory")
+        self._access.need_read(caller.identity, vnode)
         entry = self.promised(caller, vnode)
         return vnode, entry, bytearray(max(0, min(request.length, entry.status.size - request.offset)))
 
@@ -128,13 +135,21 @@ class ReadOperations(Operations):
         return StatusReply(entry), data
 
     def get_xattr(self, caller: Caller, request: GetXattr, bulk: bytes | None) -> Reply:
-        return Empty(), self._store.xattrs.get(self._vnodes.get(request.fid), request.name)
+        return Empty(), self._store.xattrs.get(self._readable(caller, request.fid), request.name)
 
     def list_xattrs(self, caller: Caller, request: ListXattrs, bulk: bytes | None) -> Reply:
-        return ListXattrsReply(self._store.xattrs.names(self._vnodes.get(request.fid))), None
+        return ListXattrsReply(self._store.xattrs.names(self._readable(caller, request.fid))), None
+
+    def _readable(self, caller: Caller, fid: Fid) -> Vnode:
+        vnode = self._vnodes.get(fid)
+        self._access.need_read(caller.identity, vnode)
+        return vnode
 
     def get_volume_status(self, caller: Caller, request: GetVolumeStatus, bulk: bytes | None) -> Reply:
         volume = self._store.volumes.get(request.volume)
+        root = self._vnodes.find(volume.root)
+        if root is not None:
+            self._access.need_status(caller.identity, root)
         disk = os.statvfs(self._store.folder)
         return (
             GetVolumeStatusReply(

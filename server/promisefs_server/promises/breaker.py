@@ -192,8 +192,11 @@ class Breaker:
         numbers.discard(caller.number)
         return numbers
 
-    def begin(self, caller: Host, breaks: Iterable[Break]) -> list[trio.Event]:
-        """Queue breaks for everyone but the caller. Return what has to be set before the mutation is answered."""
+    def begin(self, caller: Host | None, breaks: Iterable[Break]) -> list[trio.Event]:
+        """Queue breaks for everyone but the caller, who learns it by the reply; None: for everyone.
+
+        Return what has to be set before the mutation is answered.
+        """
         now_s = trio.current_time()
         events: list[trio.Event] = []
         busy = [c for c in self._contacts.values() if c.waiting or c.in_flight]
@@ -206,7 +209,8 @@ class Breaker:
             if item.changed & Changed.DELETED:
                 for host in self.hosts.may_have_open(key, now_s):
                     targets[host.number] = self.contact(host)
-            targets.pop(caller.number, None)
+            if caller is not None:
+                targets.pop(caller.number, None)
             for contact in targets.values():
                 self.promises.delete(key, contact.host.number)
                 if item.changed & Changed.DELETED:

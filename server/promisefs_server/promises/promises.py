@@ -80,6 +80,10 @@ class PromiseTable:
             holders = (holders,)
         return [host for host in holders if self._expiry[host][key] > now_s]
 
+    def is_held(self, key: int) -> bool:
+        """Whether any host's promise on `key` is here, expired or not."""
+        return key in self._holders
+
     def delete(self, key: int, host: int) -> None:
         """The promise is broken or given up. Nothing happens if there is none."""
         held = self._expiry.get(host)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from promisefs_protocol.abort import AbortCode, Aborted
 
 from .database import Database
+from .places import Places
 from .vnodes import COLUMNS, Vnode, VnodeTable
 from .volumes import DIRECTORY_SIZE_BYTES
 
@@ -47,6 +48,7 @@ class Directories:
     def __init__(self, database: Database, vnodes: VnodeTable) -> None:
         self._database = database
         self._vnodes = vnodes
+        self.places = Places(database)
 
     # Reading
 
@@ -57,6 +59,13 @@ class Directories:
     def page(self, directory: Vnode, after: bytes, limit: int) -> list[tuple[bytes, Vnode]]:
         rows = self._database.execute(_PAGE, (directory.key, after, limit)).fetchall()
         return [(row[0], Vnode._make(row[1:])) for row in rows]
+
+    def keys_of_files(self, directory: Vnode, after: bytes, limit: int) -> list[tuple[bytes, int]]:
+        """Names after `after`, and the vnodes that they stand for."""
+        return self._database.rows(
+            "SELECT name, vnode FROM entries WHERE directory = ? AND name > ? ORDER BY name LIMIT ?",
+            (directory.key, after, limit),
+        )
 
     def _existing(self, directory: Vnode, name: bytes) -> Vnode:
         vnode = self.lookup(directory, name)
@@ -113,11 +122,8 @@ class Directories:
             gid = directory.gid
             if is_dir:
                 mode |= stat.S_ISGID
-        if is_dir:
-            nlink, size, parent = 2, DIRECTORY_SIZE_BYTES, directory.key
-        else:
-            nlink, size, parent = 1, len(target or b""), 0
-        entry = self._vnodes.insert(directory.volume, mode, uid, gid, nlink, size, parent, target, now_ns)
+        nlink, size, acl = (2, DIRECTORY_SIZE_BYTES, directory.acl) if is_dir else (1, len(target or b""), 0)
+        entry = self._vnodes.insert(directory.volume, mode, uid, gid, nlink, size, directory.key, acl, target, now_ns)
         self._insert_name(directory, name, entry.key)
         return self._names_changed(directory, int(is_dir), now_ns), entry
 
@@ -132,6 +138,7 @@ class Directories:
             raise Aborted(AbortCode.MLINK, f"{vnode.fid} has too many names")
         self._check_free(directory, name)
         self._insert_name(directory, name, vnode.key)
+        self.places.added(vnode, directory.key)
         linked = vnode._replace(nlink=vnode.nlink + 1, ctime_ns=vnode.later(now_ns))
         self._vnodes.update(linked)
         return self._names_changed(directory, 0, now_ns), linked
@@ -143,7 +150,7 @@ class Directories:
         if entry.is_dir:
             raise Aborted(AbortCode.ISDIR, "it is a directory")
         self._delete_name(directory, name)
-        return Removed(self._names_changed(directory, 0, now_ns), self._one_name_less(entry, now_ns))
+        return Removed(self._names_changed(directory, 0, now_ns), self._one_name_less(entry, directory, now_ns))
 
     def remove_mount_point(self, directory: Vnode, name: bytes, now_ns: int) -> Removed:
         """Abort NOENT, INVAL. Its row is gone: it cannot be open anywhere."""
@@ -155,8 +162,13 @@ class Directories:
         gone = entry._replace(nlink=0, ctime_ns=entry.later(now_ns))
         return Removed(self._names_changed(directory, 0, now_ns), gone)
 
-    def _one_name_less(self, vnode: Vnode, now_ns: int) -> Vnode:
-        unlinked = vnode._replace(nlink=vnode.nlink - 1, ctime_ns=vnode.later(now_ns))
+    def _one_name_less(self, vnode: Vnode, directory: Vnode, now_ns: int) -> Vnode:
+        unlinked = vnode._replace(
+            nlink=vnode.nlink - 1,
+            ctime_ns=vnode.later(now_ns),
+            parent=self.places.removed(vnode, directory.key),
+            acl=directory.acl if vnode.nlink == 1 else 0,
+        )
         self._vnodes.update(unlinked)
         return unlinked
 
@@ -239,19 +251,19 @@ class Directories:
             old_after = self._names_changed(old_directory, more_in_old, now_ns)
             new_after = self._names_changed(new_directory, more_in_new, now_ns)
 
-        moved = self._moved_to(moved, new_directory, now_ns)
+        moved = self._moved_to(moved, old_directory, new_directory, now_ns)
         if replaced is not None:
             if exchange:
-                replaced = self._moved_to(replaced, old_directory, now_ns)
+                replaced = self._moved_to(replaced, new_directory, old_directory, now_ns)
             elif replaced.is_dir:
                 self._vnodes.delete(replaced.key)
                 replaced = replaced._replace(nlink=0, ctime_ns=replaced.later(now_ns))
             else:
-                replaced = self._one_name_less(replaced, now_ns)
+                replaced = self._one_name_less(replaced, new_directory, now_ns)
         return Renamed(old_after, new_after, moved, replaced, True)
 
-    def _moved_to(self, vnode: Vnode, directory: Vnode, now_ns: int) -> Vnode:
-        parent = directory.key if vnode.is_dir else 0
+    def _moved_to(self, vnode: Vnode, old: Vnode, new: Vnode, now_ns: int) -> Vnode:
+        parent = new.key if vnode.is_dir else self.places.moved(vnode, old.key, new.key)
         moved = vnode._replace(parent=parent, ctime_ns=vnode.later(now_ns))
         self._vnodes.update(moved)
         return moved

@@ -37,7 +37,31 @@ Step = Callable[[sqlite3.Connection], None]
 
 FIRST_VERSION = 3
 """Stores of versions before were never released."""
-STEPS: tuple[Step, ...] = ()
+
+
+def _give_lists(connection: sqlite3.Connection) -> None:
+    """Version 4: access control lists. What there is belongs to the administrators until they say otherwise."""
+    for statement in (
+        "CREATE TABLE acls (acl INTEGER PRIMARY KEY, packed BLOB NOT NULL UNIQUE)",
+        "CREATE TABLE places (vnode INTEGER NOT NULL, directory INTEGER NOT NULL, names INTEGER NOT NULL,"
+        " PRIMARY KEY (vnode, directory)) WITHOUT ROWID",
+        "ALTER TABLE vnodes ADD COLUMN acl INTEGER NOT NULL DEFAULT 0",
+        "UPDATE vnodes SET acl = 1 WHERE mode & 0xF000 = 0x4000 OR nlink = 0",
+        "CREATE INDEX acl_users ON vnodes (acl) WHERE acl <> 0",
+        "UPDATE vnodes SET parent = entries.directory FROM entries"
+        " WHERE entries.vnode = vnodes.vnode AND vnodes.parent = 0",
+        "INSERT INTO places SELECT entries.vnode, directory, count(*) FROM entries JOIN vnodes USING (vnode)"
+        " WHERE nlink > 1 AND mode & 0xF000 <> 0x4000 GROUP BY entries.vnode, directory",
+        "DELETE FROM places WHERE vnode IN (SELECT vnode FROM places GROUP BY vnode HAVING count(*) = 1)",
+        # Their clients spoke another version of the protocol, and cannot come back.
+        "DELETE FROM replies",
+    ):
+        connection.execute(statement)
+    # [[[-204, 127]], []]: system:administrators rlidwka. Not from `access.acl`, which may change.
+    connection.execute("INSERT INTO acls VALUES (1, x'929192d1ff347f90')")
+
+
+STEPS: tuple[Step, ...] = (_give_lists,)
 
 
 def schema_version() -> int:

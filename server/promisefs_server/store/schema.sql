@@ -27,8 +27,12 @@
 --   data_version     +1 at each change of the bytes or names
 --   ctime_ns         strictly greater at each change of the row
 --   xattr_count      rows in `xattrs`
---   parent           of a directory: the directory that it is in (of the root: itself); else 0
+--   parent           the directory that it is in (of the root: itself); of a file with several names see `places`
 --   target           of a symlink; of a mount point, the name of a volume; else NULL
+--   acl              of a directory: its access control list; of an orphan: that of the directory it was in last; else 0
+-- acls         access control lists, each once
+--   packed           msgpack, see `access.acl`
+-- places       how many names a file has in a directory; only of files that have names in several
 -- entries      names: which vnode each stands for
 -- xattrs       extended attributes
 -- hosts        clients that may hold promises or have orphans open
@@ -76,9 +80,23 @@ CREATE TABLE vnodes (
     ctime_ns INTEGER NOT NULL,
     xattr_count INTEGER NOT NULL,
     parent INTEGER NOT NULL,
-    target BLOB
+    target BLOB,
+    acl INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX orphans ON vnodes (vnode) WHERE nlink = 0;
+CREATE INDEX acl_users ON vnodes (acl) WHERE acl <> 0;
+
+CREATE TABLE acls (
+    acl INTEGER PRIMARY KEY,
+    packed BLOB NOT NULL UNIQUE
+);
+
+CREATE TABLE places (
+    vnode INTEGER NOT NULL,
+    directory INTEGER NOT NULL,
+    names INTEGER NOT NULL,
+    PRIMARY KEY (vnode, directory)
+) WITHOUT ROWID;
 
 CREATE TABLE entries (
     directory INTEGER NOT NULL,

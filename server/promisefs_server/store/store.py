@@ -26,6 +26,7 @@ from promisefs_server.administration.control_socket import CONTROL_NAME
 from promisefs_server.errors import StoreError, StoreLocked
 from promisefs_server.promises.callback_state import STATE_NAME
 
+from .acls import Acls, forget_unused
 from .ballast import BALLAST_NAME, Ballast
 from .database import DATABASE_NAME, Database, described, is_full
 from .datafiles import DataFiles
@@ -76,6 +77,7 @@ class Store:
             self.membership = Membership(row[4], row[5], membership is not None and membership.makes_root)
             self.files = DataFiles(folder / DATA_NAME)
             self.volumes = VolumeTable(database, self.membership.number)
+            self.acls = Acls(database)
             self.vnodes = VnodeTable(database, self.volumes, self.files.allocated_bytes)
             self.directories = Directories(database, self.vnodes)
             self.xattrs = Xattrs(database, self.vnodes)
@@ -105,6 +107,7 @@ class Store:
                     insert_volume(database, number, ROOT_VOLUME_NAME, os.getuid(), os.getgid(), now_ns)
                     database.execute("UPDATE store SET next_volume = 2")
             database.execute("UPDATE store SET starts = starts + 1, clean = 0")
+            forget_unused(database)
             if not self.was_clean:
                 # Numbers that were reserved in what may be lost of the WAL may have data files; see `Deletions.sweep`.
                 database.execute(

@@ -23,15 +23,17 @@ from .volumes import VNODE_BITS, VNODE_MASK, VolumeTable
 
 COLUMNS = (
     "vnode, uniquifier, mode, uid, gid, nlink, size, sparse, data_version,"
-    " atime_ns, mtime_ns, ctime_ns, xattr_count, parent"
+    " atime_ns, mtime_ns, ctime_ns, xattr_count, parent, acl"
 )
 """Of table vnodes, in the order of `Vnode`."""
 
+SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
+
 _SELECT = f"SELECT {COLUMNS} FROM vnodes WHERE vnode = ?"
-_INSERT = f"INSERT INTO vnodes ({COLUMNS}, target) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = f"INSERT INTO vnodes ({COLUMNS}, target) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _UPDATE = (
     "UPDATE vnodes SET mode = ?, uid = ?, gid = ?, nlink = ?, size = ?, sparse = ?, data_version = ?,"
-    " atime_ns = ?, mtime_ns = ?, ctime_ns = ?, xattr_count = ?, parent = ? WHERE vnode = ?"
+    " atime_ns = ?, mtime_ns = ?, ctime_ns = ?, xattr_count = ?, parent = ?, acl = ? WHERE vnode = ?"
 )
 
 
@@ -52,6 +54,7 @@ class Vnode(NamedTuple):
     ctime_ns: int
     xattr_count: int
     parent: int
+    acl: int
 
     @property
     def fid(self) -> Fid:
@@ -121,7 +124,7 @@ class VnodeTable:
         return self.being_stored.get(vnode.key, vnode)
 
     def status(self, vnode: Vnode) -> Status:
-        (key, _, mode, uid, gid, nlink, size, sparse, version, atime_ns, mtime_ns, ctime_ns, xattrs, _) = vnode
+        (key, _, mode, uid, gid, nlink, size, sparse, version, atime_ns, mtime_ns, ctime_ns, xattrs, _, _) = vnode
         allocated = self._allocated_bytes(key) if sparse else size
         incarnation = self._volumes.get(key >> VNODE_BITS).incarnation
         return Status(
@@ -137,12 +140,12 @@ class VnodeTable:
     # Changing; within a transaction
 
     def insert(
-        self, volume: int, mode: int, uid: int, gid: int, nlink: int, size: int, parent: int, target: bytes | None,
-        now_ns: int,
+        self, volume: int, mode: int, uid: int, gid: int, nlink: int, size: int, parent: int, acl: int,
+        target: bytes | None, now_ns: int,
     ) -> Vnode:  # fmt: skip
         vnode = Vnode(
             self._volumes.new_key(volume), secrets.randbits(32), mode, uid, gid, nlink, size, 0, 1,
-            now_ns, now_ns, now_ns, 0, parent,
+            now_ns, now_ns, now_ns, 0, parent, acl,
         )  # fmt: skip
         self._database.execute(_INSERT, (*vnode, target))
         return vnode

@@ -21,6 +21,7 @@ BATCH_ROWS = 200
 _OF_VOLUME = {
     "entries": ("(directory, name)", "directory, name", "directory"),
     "xattrs": ("(vnode, name)", "vnode, name", "vnode"),
+    "places": ("(vnode, directory)", "vnode, directory", "vnode"),
     "orphan_holders": ("(vnode, host)", "vnode, host", "vnode"),
     "vnodes": ("vnode", "vnode", "vnode"),
 }

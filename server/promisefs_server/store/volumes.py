@@ -22,6 +22,9 @@ from dataclasses import dataclass
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import is_volume_name
 
+from promisefs_server.access.acl import NEW_VOLUME
+
+from .acls import number_of
 from .database import Database
 
 VNODE_BITS = 40
@@ -235,8 +238,8 @@ def insert_volume(database: Database, number: int, name: str, uid: int, gid: int
     )
     database.execute(
         "INSERT INTO vnodes (vnode, uniquifier, mode, uid, gid, nlink, size, sparse, data_version,"
-        " atime_ns, mtime_ns, ctime_ns, xattr_count, parent, target)"
-        " VALUES (?, ?, ?, ?, ?, 2, ?, 0, 1, ?, ?, ?, 0, ?, NULL)",
+        " atime_ns, mtime_ns, ctime_ns, xattr_count, parent, acl, target)"
+        " VALUES (?, ?, ?, ?, ?, 2, ?, 0, 1, ?, ?, ?, 0, ?, ?, NULL)",
         (
             root,
             secrets.randbits(32),
@@ -248,6 +251,7 @@ def insert_volume(database: Database, number: int, name: str, uid: int, gid: int
             now_ns,
             now_ns,
             root,
+            number_of(database, NEW_VOLUME),
         ),
     )
     return volume

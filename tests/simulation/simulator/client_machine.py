@@ -170,7 +170,9 @@ class ClientMachine:
         names = Namespace(cell)
         self.mount_points = MountPoints(cell, names)
         locks = LockManager(cell, self.files)
-        operations = RangeHandlers(cell, self.files, locks, names, self.mount_points, Xattrs(cell), lambda: None)
+        operations = RangeHandlers(
+            cell, self.files, locks, names, self.mount_points, Xattrs(cell, "simulated"), lambda: None
+        )
         self.core = notifier.core = KernelCore(self.world, self.now, operations, nursery)
         self.pages = notifier.pages = PageCacheModel(self.core)
         self.names = DentryCacheModel(self.core, self.pages)
