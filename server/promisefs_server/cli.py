@@ -20,6 +20,7 @@ from promisefs_protocol.cell_file import CellFileError, load_cell_file
 from promisefs_protocol.observe import logs
 from promisefs_protocol.observe.logs import LogFormat
 
+from .commands.check import check
 from .commands.failures import reported
 from .commands.volume import volume
 from .errors import AddressError
@@ -38,7 +39,7 @@ _EPILOG = "Exit codes: 0 ended by SIGTERM or SIGINT, 1 failure, 2 usage or cell 
 
 
 @click.group(
-    epilog="Exit codes: 0 done, 1 failure, 2 usage or cell file, 3 store, 4 address, 5 volume.",
+    epilog="Exit codes: 0 done, 1 failure, 2 usage or cell file, 3 store, 4 address, 5 volume, 6 damage.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="promisefs", prog_name="promisefsd")
@@ -47,6 +48,7 @@ def main() -> None:
 
 
 main.add_command(volume)
+main.add_command(check)
 
 
 @main.command(epilog=_EPILOG)

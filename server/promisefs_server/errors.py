@@ -14,6 +14,7 @@ class ExitCode(enum.IntEnum):
     STORE = 3  # the store directory is missing, locked, foreign or damaged
     ADDRESS = 4  # the address is in use, unknown or refused
     VOLUME = 5  # no such volume, a name that is taken or wrong, or something that cannot be done with this one
+    DAMAGE = 6  # the store, or a copy of it, is damaged, as a check has found
 
 
 class StoreError(Exception):

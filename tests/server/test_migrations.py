@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from promisefs_protocol.ids import Fid
 from promisefs_server.errors import StoreError
-from promisefs_server.store import migrations
+from promisefs_server.store import copying, migrations
 from promisefs_server.store.migrations import FIRST_VERSION, copy_path, schema_version
 from promisefs_server.store.store import Store
 from server_cell import running_cell
@@ -176,7 +176,7 @@ def test_without_room_for_the_copy_nothing_is_changed(folder: Path, monkeypatch:
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(migrations, "sync_path", full)
+    monkeypatch.setattr(copying, "sync_path", full)
     with pytest.raises(StoreError, match="No space left on device"):
         Store.open(folder, time.time_ns())
     assert version_of(folder / "store.sqlite") == FIRST_VERSION

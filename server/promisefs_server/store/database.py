@@ -102,6 +102,11 @@ class Database:
             self.execute(f"PRAGMA user_version={schema_version()}")
 
     @property
+    def connection(self) -> sqlite3.Connection:
+        """For reading at leisure; changes go through `transaction`."""
+        return self._connection
+
+    @property
     def wal_path(self) -> Path:
         return self.path.with_name(self.path.name + "-wal")
 
@@ -145,6 +150,26 @@ class Database:
     @property
     def in_transaction(self) -> bool:
         return self._connection.in_transaction
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """Open a database of today's schema version beside whoever else uses it. Raise StoreError, sqlite3.Error."""
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        connection.execute("PRAGMA query_only=1")
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
+            raise StoreError(f"{path} is no database of a promisefs store")
+        if version != schema_version():
+            raise StoreError(
+                f"{path} has schema version {version}, and this promisefsd works with {schema_version()}: use another"
+                " promisefsd, or start this one's server once if that is to migrate the store"
+            )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def is_full(error: sqlite3.Error) -> bool:

@@ -22,14 +22,13 @@ tests/server/test_migrations.py migrates a store of each released version and co
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 from promisefs_server.errors import StoreError
 
-from .syncing import sync_path
+from .copying import copy_database
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +83,9 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreError(
             f"{path} has schema version {version}, from before the first release: use the promisefsd that wrote it"
         )
-    kept = _keep_copy(connection, path, version)
+    kept = copy_path(path, version)
+    # One from before is replaced: the store went back to that version since.
+    copy_database(connection, kept)
     connection.execute("BEGIN IMMEDIATE")
     try:
         for step in STEPS[version - FIRST_VERSION :]:
@@ -102,21 +103,3 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
 def copy_path(path: Path, version: int) -> Path:
     """Where the database is kept as it was before its migration from that version."""
     return path.with_name(f"{path.name}.version-{version}")
-
-
-def _keep_copy(connection: sqlite3.Connection, path: Path, version: int) -> Path:
-    """Copy the database, durably. An older copy of the same version is replaced: the store went back to it since."""
-    kept = copy_path(path, version)
-    new = kept.with_name(kept.name + ".new")
-    new.unlink(missing_ok=True)
-    try:
-        # Made beforehand so that it is never readable for others.
-        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        connection.execute("VACUUM INTO ?", (str(new),))
-        sync_path(new)
-        new.rename(kept)
-        sync_path(kept.parent)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    return kept

@@ -177,6 +177,16 @@ def store_errors(folder: Path) -> Iterator[None]:
         raise StoreError(described(error, folder / DATABASE_NAME)) from None
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep everybody else from using the store in a folder. Raise StoreLocked, OSError."""
+    lock = _lock(folder / LOCK_NAME)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 def _is_new(folder: Path) -> bool:
     database = folder / DATABASE_NAME
     return not database.is_file() or not database.stat().st_size
