@@ -8,7 +8,7 @@ the two, so a check costs microseconds. Whoever's groups change is another Ident
 from __future__ import annotations
 
 from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_protocol.rights import SUPERUSER, Rights, may_read, may_write
+from promisefs_protocol.rights import LOOKUP, READ, SUPERUSER, WRITE, Rights, may_read, may_write
 
 from promisefs_server.identity.identity import Identity
 from promisefs_server.store.acls import Acls
@@ -47,8 +47,9 @@ class AccessControl:
         return given
 
     def _list_of(self, vnode: Vnode) -> int:
-        # A directory's own; an orphan's directory may be gone.
-        return vnode.acl or self._acls.of_directory(vnode.parent)
+        if vnode.is_dir or not vnode.nlink:  # an orphan's directory may be gone
+            return vnode.acl
+        return self._acls.of_directory(vnode.parent)
 
     def _list_gives(self, identity: Identity, number: int) -> int:
         key = (number, identity)
@@ -78,20 +79,20 @@ class AccessControl:
         """Looking at a vnode: with `l` where its name is; of a directory also with `l` on it."""
         rights = self.rights(identity, vnode)
         if vnode.is_dir:
-            if not rights & Rights.LOOKUP and not self._may_look_into_parent(identity, vnode):
+            if not rights & LOOKUP and not self._may_look_into_parent(identity, vnode):
                 raise _refused(vnode)
-        elif not rights & (Rights.LOOKUP | Rights.READ):
+        elif not rights & (LOOKUP | READ):
             raise _refused(vnode)
 
     def _may_look_into_parent(self, identity: Identity, directory: Vnode) -> bool:
         if directory.parent == directory.key:
             return False
-        return bool(self._list_gives(identity, self._acls.of_directory(directory.parent)) & Rights.LOOKUP)
+        return bool(self._list_gives(identity, self._acls.of_directory(directory.parent)) & LOOKUP)
 
     def need_read(self, identity: Identity, vnode: Vnode) -> None:
         """The bytes of a file, the target of a symlink, extended attributes."""
         rights = self.rights(identity, vnode)
-        if not (may_read(rights, vnode.mode) if vnode.is_file else rights & Rights.LOOKUP):
+        if not (may_read(rights, vnode.mode) if vnode.is_file else rights & LOOKUP):
             raise _refused(vnode)
 
     def need_write(self, identity: Identity, vnode: Vnode) -> None:
@@ -101,11 +102,11 @@ class AccessControl:
 
     def need_change(self, identity: Identity, vnode: Vnode) -> None:
         """Mode, times, extended attributes: mode bits do not matter."""
-        if not self.rights(identity, vnode) & (Rights.WRITE | SUPERUSER):
+        if not self.rights(identity, vnode) & (WRITE | SUPERUSER):
             raise _refused(vnode)
 
     def need_lock(self, identity: Identity, vnode: Vnode, *, exclusive: bool) -> None:
-        enough = Rights.WRITE if exclusive else Rights.WRITE | Rights.LOCK
+        enough = WRITE if exclusive else WRITE | int(Rights.LOCK)
         if not self.rights(identity, vnode) & (enough | SUPERUSER):
             raise _refused(vnode)
 
@@ -113,7 +114,7 @@ class AccessControl:
         """Another name for a file: elsewhere only if it might be moved there, for it may come to use that list."""
         self.need(identity, directory, Rights.INSERT)
         rights = self.rights(identity, vnode)
-        if not rights & (Rights.LOOKUP | Rights.READ) or (vnode.parent != directory.key and not rights & Rights.DELETE):
+        if not rights & (LOOKUP | READ) or (vnode.parent != directory.key and not rights & Rights.DELETE):
             raise _refused(vnode)
 
 

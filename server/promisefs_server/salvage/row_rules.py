@@ -23,6 +23,14 @@ _HERE = f">> {VNODE_BITS} IN (SELECT volume FROM volumes WHERE state IN ('here',
 _TOUCH = "ctime_ns = ctime_ns + 1"
 
 
+_PLACES = (
+    "WITH counted AS (SELECT e.vnode, directory, count(*) AS names FROM entries AS e JOIN vnodes AS v"
+    f" ON v.vnode = e.vnode WHERE {_TYPE} != {_DIR} AND e.vnode {_HERE} GROUP BY e.vnode, directory),"
+    " several AS (SELECT * FROM counted WHERE vnode IN (SELECT vnode FROM counted GROUP BY vnode HAVING count(*) > 1))"
+)
+"""What table places should hold: `several`."""
+
+
 class RowRule(NamedTuple):
     name: str
     text: str
@@ -116,12 +124,6 @@ ROW_RULES = (
         "DELETE FROM entries WHERE directory = :vnode AND name = :name",
     ),
     RowRule(
-        "parent-surplus",
-        "not a directory, but it has a parent",
-        f"SELECT vnode FROM vnodes WHERE {_TYPE} != {_DIR} AND parent != 0 AND vnode {_HERE}",
-        f"UPDATE vnodes SET parent = 0, {_TOUCH} WHERE vnode = :vnode",
-    ),
-    RowRule(
         "size-impossible",
         "its size is {size}; it is {right} now",
         f"SELECT vnode, size, CASE WHEN size < 0 THEN 0 ELSE {MAX_FILE_BYTES} END AS right FROM vnodes"
@@ -179,12 +181,44 @@ ROW_RULES = (
 
 AFTER_TREE = (
     RowRule(
+        "parent-of-file-wrong",
+        "it uses the access control list of a directory that it is not in; now that of one in which it is",
+        "SELECT e.vnode, min(directory) AS right FROM entries AS e JOIN vnodes AS v ON v.vnode = e.vnode"
+        f" WHERE {_TYPE} != {_DIR} AND e.vnode {_HERE} GROUP BY e.vnode HAVING sum(directory = parent) = 0",
+        f"UPDATE vnodes SET parent = :right, {_TOUCH} WHERE vnode = :vnode",
+    ),
+    RowRule(
+        "places-missing",
+        "it has {names} names in one of its directories, which are not counted, or wrongly",
+        f"{_PLACES} SELECT vnode, directory, names FROM several EXCEPT SELECT vnode, directory, names FROM places",
+        "INSERT OR REPLACE INTO places VALUES (:vnode, :directory, :names)",
+    ),
+    RowRule(
+        "places-surplus",
+        "names of it are counted in a directory where it has none, or does not need to be counted",
+        f"{_PLACES} SELECT vnode, directory FROM places WHERE vnode {_HERE}"
+        " EXCEPT SELECT vnode, directory FROM several",
+        "DELETE FROM places WHERE vnode = :vnode AND directory = :directory",
+    ),
+    RowRule(
+        "list-missing",
+        "its access control list, number {acl}, is lost; it is the administrators' now",
+        f"SELECT vnode, acl FROM vnodes WHERE acl != 0 AND acl NOT IN (SELECT acl FROM acls) AND vnode {_HERE}",
+        f"UPDATE vnodes SET acl = 0, {_TOUCH} WHERE vnode = :vnode",
+    ),
+    RowRule(
         "links-wrong",
         "it counts {nlink} names and has {right}",
         "SELECT v.vnode, nlink, coalesce(n, 0) AS right FROM vnodes AS v"
         " LEFT JOIN (SELECT vnode, count(*) AS n FROM entries GROUP BY vnode) AS e ON e.vnode = v.vnode"
         f" WHERE {_TYPE} != {_DIR} AND nlink != coalesce(n, 0) AND v.vnode {_HERE}",
         f"UPDATE vnodes SET nlink = :right, {_TOUCH} WHERE vnode = :vnode",
+    ),
+    RowRule(
+        "list-surplus",
+        "a file with an access control list of its own",
+        f"SELECT vnode FROM vnodes WHERE acl != 0 AND nlink != 0 AND {_TYPE} != {_DIR} AND vnode {_HERE}",
+        f"UPDATE vnodes SET acl = 0, {_TOUCH} WHERE vnode = :vnode",
     ),
     RowRule(
         "subdirectories-wrong",

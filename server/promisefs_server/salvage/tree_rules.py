@@ -51,7 +51,7 @@ def names_of_nothing(connection: sqlite3.Connection, files: DataFiles) -> Iterat
             text = (
                 f"the name {printable(name)} in it stands for a lost vnode whose bytes are there: a file of mode 0600"
             )
-            repair = () if key in made else (found_file(key, path.stat().st_size),)
+            repair = () if key in made else (found_file(key, path.stat().st_size, directory),)
             made.add(key)
         else:
             text = f"the name {printable(name)} in it stands for nothing; it is removed"
@@ -59,7 +59,7 @@ def names_of_nothing(connection: sqlite3.Connection, files: DataFiles) -> Iterat
         yield Finding(Problem("name-of-nothing", Severity.DAMAGE, directory, text), repair)
 
 
-def found_file(key: int, size: int) -> Statement:
+def found_file(key: int, size: int, parent: int = 0) -> Statement:
     """The row of a regular file of which only the bytes were found."""
     return _INSERT, {
         "vnode": key,
@@ -69,7 +69,7 @@ def found_file(key: int, size: int) -> Statement:
         "gid": 0,
         "nlink": 1,
         "size": size,
-        "parent": 0,
+        "parent": parent,
         "now": time.time_ns(),
     }
 
@@ -163,8 +163,7 @@ class TreeRules:
         name = _free(b"#%d" % (key & VNODE_MASK), self._taken[directory])
         self._taken[directory].add(name)
         repair += ((_NAME, {"directory": directory, "name": name, "vnode": key}), _changed(directory))
-        if key in self._parents:
-            repair += (_with_parent(key, directory),)
+        repair += (_with_parent(key, directory),)
         return Finding(Problem(rule, Severity.DAMAGE, key, f"{text}; it goes to lost+found"), repair)
 
     def _make_lost_and_found(self, root: int) -> tuple[Statement, ...]:

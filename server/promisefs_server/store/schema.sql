@@ -29,7 +29,7 @@
 --   xattr_count      rows in `xattrs`
 --   parent           the directory that it is in (of the root: itself); of a file with several names see `places`
 --   target           of a symlink; of a mount point, the name of a volume; else NULL
---   acl              of a directory: its access control list; of an orphan: that of the directory it was in last; else 0
+--   acl              of a directory: its access control list; of an orphan: that of the directory it was in last; 0: administrators only
 -- acls         access control lists, each once
 --   packed           msgpack, see `access.acl`
 -- places       how many names a file has in a directory; only of files that have names in several
