@@ -22,6 +22,7 @@ from .commands.unmounting import is_unmounted, unmount_own
 from .control.control_server import ControlServer
 from .control.fs_commands import FsCommands
 from .control.fs_examine import Examination
+from .control.fs_flush import Flushing
 from .control.open_files import open_files_report
 from .control.status import count_promises, mount_report
 from .control.trace import trace
@@ -190,6 +191,7 @@ class Mount:
         control.streams["trace"] = trace
         control.commands.update(FsCommands(mount_points).commands)
         control.commands.update(Examination(cell, mount_points).commands)
+        control.commands.update(Flushing(cell, mount_points).commands)
         try:
             self._connections.attach(cell, locks)
             nursery.start_soon(control.serve)

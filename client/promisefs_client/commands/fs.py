@@ -91,6 +91,32 @@ def examine(path: str, as_json: bool) -> None:
     click.echo(f"The partition has {found['available_kib']} blocks available out of {found['total_kib']}")
 
 
+@fs.command(epilog="\b\nExample:\n  promisefs fs flush /mnt/projects/atlas")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+def flush(paths: tuple[str, ...]) -> None:
+    """Forget what is cached of files and directories. What is not stored yet is kept, and stored as ever."""
+    for path in paths:
+        _ask_about(path, "flush")
+
+
+@fs.command()
+@click.argument("mountpoints", metavar="[MOUNTPOINT]...", nargs=-1)
+def checkservers(mountpoints: tuple[str, ...]) -> None:
+    """Say which servers of mounts cannot be reached; of all your mounts if none is named."""
+    entries = [find_mount(path) for path in mountpoints] or [e for e in list_mounts() if e.owner == os.geteuid()]
+    away = {
+        server["address"]: None
+        for entry in entries
+        for server in ask(entry, "status", {})["servers"]
+        if not server["connected"]
+    }
+    if not away:
+        click.echo("All servers are running.")
+        return
+    click.echo(f"These servers unavailable due to network or server problems: {', '.join(away)}.")
+    sys.exit(ExitCode.FAILURE)
+
+
 def _ask_about(path: str, command: str) -> dict[str, Any]:
     """What the mount's process says of a path, the mountpoint itself among them. Raise UserError."""
     try:

@@ -24,7 +24,7 @@ from promisefs_protocol.ids import MAX_NAME_BYTES, MAX_SYMLINK_BYTES, Fid
 from promisefs_protocol.messages import GetVolumeStatus, StoreStatus
 from promisefs_protocol.observe.timings import Timings
 from promisefs_protocol.observe.tracing import Event, tell
-from promisefs_protocol.rights import Rights
+from promisefs_protocol.rights import LOOKUP, READ
 
 from promisefs_client.data.filestore import FileStore
 from promisefs_client.data.ranges import Ranges
@@ -308,7 +308,7 @@ class Operations(pyfuse3.Operations):
         vnode = self._vnode(inode)
         rights = await self._cell.validate(vnode)
         if not vnode.status.is_dir:
-            require(rights, Rights.LOOKUP | Rights.READ)
+            require(rights, LOOKUP | READ)
         if not vnode.append_opens:  # else it would have the kernel ask, which it is doing
             await show_end(self._cell, vnode)
         return self._attributes(vnode)
@@ -442,7 +442,7 @@ class Operations(pyfuse3.Operations):
         file = self._file(fh)
         vnode = file.vnode
         await self._locks.check(fh)
-        require(await self._cell.validate(vnode), Rights.READ)  # what it was opened with may have been taken away
+        require(await self._cell.validate(vnode), READ)  # what it was opened with may have been taken away
         data = await self._files.read(vnode, off, size, file.readahead)
         self._counters.read_bytes += len(data)
         if len(data) < size:
@@ -527,7 +527,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         vnode = self._vnode(inode)
-        require(await self._cell.validate(vnode), Rights.LOOKUP)
+        require(await self._cell.validate(vnode), LOOKUP)
         handle = self._new_handle()
         self._open_directories[handle] = _OpenDirectory(self._table.add_open(vnode), self.keys.of(ctx.uid))
         return handle

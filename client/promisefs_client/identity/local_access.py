@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 
-from promisefs_protocol.rights import SUPERUSER, Rights
+from promisefs_protocol.rights import INSERT, LOOKUP, READ, SUPERUSER, WRITE, Rights
 
 from promisefs_client.errors import FsError
 
@@ -39,15 +39,15 @@ def may_access_file(rights: int, mode: int, wanted: int) -> bool:
         return False  # for administrators, too, as for root on a local disk
     if rights & SUPERUSER:
         return True
-    if wanted & os.R_OK and not (rights & Rights.READ and mode & 0o400):
+    if wanted & os.R_OK and not (rights & READ and mode & 0o400):
         return False
-    if wanted & os.W_OK and not (rights & Rights.WRITE and mode & 0o200):
+    if wanted & os.W_OK and not (rights & WRITE and mode & 0o200):
         return False
-    return not wanted & os.X_OK or bool(rights & Rights.READ and mode & 0o100)
+    return not wanted & os.X_OK or bool(rights & READ and mode & 0o100)
 
 
 def may_access_directory(rights: int, wanted: int) -> bool:
     """access(2) and chdir(2) of a directory. Its mode bits do not matter."""
-    if wanted & (os.R_OK | os.X_OK) and not rights & Rights.LOOKUP:
+    if wanted & (os.R_OK | os.X_OK) and not rights & LOOKUP:
         return False
-    return not wanted & os.W_OK or bool(rights & (Rights.INSERT | Rights.DELETE))
+    return not wanted & os.W_OK or bool(rights & (INSERT | Rights.DELETE))

@@ -30,7 +30,7 @@ from promisefs_protocol.messages import (
     RenameFlags,
     Symlink,
 )
-from promisefs_protocol.rights import Rights
+from promisefs_protocol.rights import LOOKUP
 
 from promisefs_client.errors import FsError, ServerUnavailable
 from promisefs_client.fuse.requests import SIGNAL_PATIENCE_S, interruptible
@@ -90,7 +90,7 @@ class Namespace:
         Raise FsError(EACCES).
         """
         rights = self._cell.rights(directory)
-        if rights is not None and not rights & Rights.LOOKUP:
+        if rights is not None and not rights & LOOKUP:
             raise FsError(errno.EACCES)
         return rights is not None
 
@@ -141,7 +141,7 @@ class Namespace:
 
     async def read_link(self, vnode: Vnode) -> bytes:
         if vnode.target is not None:
-            require(await self._cell.validate(vnode), Rights.LOOKUP)
+            require(await self._cell.validate(vnode), LOOKUP)
         else:
             async with self._cell.ask(FetchData(vnode.fid, 0, vnode.status.size)) as answer:
                 self._table.install(answer.reply.entry, answer.mark)

@@ -25,7 +25,7 @@ from promisefs_protocol.messages import (
 )
 from promisefs_protocol.observe.timings import Timing
 from promisefs_protocol.observe.tracing import Event, tell, tracing
-from promisefs_protocol.rights import Rights
+from promisefs_protocol.rights import READ
 from promisefs_protocol.transport import Reply
 
 from promisefs_client.data.resizing import correct_size, show_end
@@ -181,4 +181,4 @@ class CallbackService:
 
 def _all_may_read(vnode: Vnode) -> bool:
     """Whether everyone who has opened a file is known to have the right to read it still."""
-    return all((vnode.rights_of(key) or 0) & Rights.READ for key in set(vnode.openers))
+    return all((vnode.rights_of(key) or 0) & READ for key in set(vnode.openers))

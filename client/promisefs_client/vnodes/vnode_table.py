@@ -36,7 +36,7 @@ from typing import NamedTuple
 from promisefs_protocol.ids import Fid, PromisedStatus, Status
 from promisefs_protocol.messages import Break, Changed
 from promisefs_protocol.observe.tracing import Event, tracing
-from promisefs_protocol.rights import Rights
+from promisefs_protocol.rights import LOOKUP
 
 from promisefs_client.data.contents import FileContents, PageCache
 from promisefs_client.errors import FsError
@@ -127,7 +127,7 @@ class VnodeTable:
 
     def remaining_s(self, vnode: Vnode, now: float) -> float:
         """How long the kernel may keep what it is told of the vnode; 0 without a promise."""
-        if self.shared and not vnode.rights_of_anyone & Rights.LOOKUP:
+        if self.shared and not vnode.rights_of_anyone & LOOKUP:
             return 0.0
         return max(0.0, vnode.promise_until - now) if vnode.volume.server.lease_until > now else 0.0
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgpack
 from promisefs_protocol.principals import ADMINISTRATORS, ANONYMOUS, ANYUSER
-from promisefs_protocol.rights import ALL_RIGHTS, EVERYTHING, OWNER, SUPERUSER, Rights
+from promisefs_protocol.rights import ALL_RIGHTS, EVERYTHING, INSERT, OWNER, READ, SUPERUSER, WRITE, Rights
 
 from promisefs_server.identity.identity import Identity
 
@@ -61,6 +61,7 @@ class Acl(NamedTuple):
         return len(self.positive) + len(self.negative)
 
 
+_ADMINISTRATORS_RIGHTS = int(ALL_RIGHTS) | SUPERUSER
 NO_ENTRIES = Acl((), ())
 """Of what has lost its list: it is the administrators'."""
 NEW_VOLUME = Acl(((ADMINISTRATORS, int(ALL_RIGHTS)),), ())
@@ -86,17 +87,17 @@ def rights_on_file(identity: Identity, given: int, owner: int) -> int:
     Who has put a file into a directory may read and write it there, also if he may not look into what others put
     there: so a drop box works.
     """
-    if identity.administrator:
-        return ALL_RIGHTS | SUPERUSER
-    if given & Rights.INSERT and owns(identity, owner):
-        return given | Rights.READ | Rights.WRITE | OWNER
-    return int(given)
+    if ADMINISTRATORS in identity.groups:
+        return _ADMINISTRATORS_RIGHTS
+    if given & INSERT and owns(identity, owner):
+        return given | READ | WRITE | OWNER
+    return given
 
 
 def rights_on_directory(identity: Identity, given: int, owner: int, is_root: bool) -> int:
     """The same of a directory that has the list. Whose volume it is may always say who else may use it."""
-    if identity.administrator:
-        return ALL_RIGHTS | SUPERUSER
+    if ADMINISTRATORS in identity.groups:
+        return _ADMINISTRATORS_RIGHTS
     if is_root and owns(identity, owner):
-        return given | Rights.ADMINISTER
-    return int(given)
+        return given | int(Rights.ADMINISTER)
+    return given
