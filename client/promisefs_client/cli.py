@@ -58,7 +58,7 @@ def cli() -> None:
     multiple=True,
     metavar="OPT[,OPT...]",
     help="cell=FILE, cache=SIZE (256M), timeout=SECONDS (60) to wait for the server, ack_wait=SECONDS (1), "
-    "locks=cell|local|off, allow_other, ro, and the generic options of mount(8).",
+    "locks=cell|local|off, metrics=HOST:PORT, allow_other, ro, and the generic options of mount(8).",
 )
 @click.option("--log-file", type=click.Path(dir_okay=False), help="Append the log here.")
 @click.option(

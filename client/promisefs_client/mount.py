@@ -16,6 +16,8 @@ from typing import Any
 
 import pyfuse3
 import trio
+from promisefs_protocol.observe import exposition
+from promisefs_protocol.observe.metrics import encoded
 
 from .commands.mounts import device_of
 from .commands.unmounting import is_unmounted, unmount_own
@@ -42,6 +44,7 @@ from .names.namespace import Namespace
 from .names.xattrs import Xattrs
 from .network.cell import Cell
 from .network.connections import Connections
+from .observe.metrics import METRICS
 from .options import LockScope, MountOptions, Source
 from .vnodes.vnode_table import KernelWork, VnodeTable
 
@@ -116,6 +119,7 @@ class Mount:
         self._pages = PageCache(options.cache_bytes)
         self._connections = Connections(source, options, f"{socket.gethostname()}:{mountpoint}"[:200])
         self._notifier = FuseNotifier()
+        self._metrics_address = ""
         self._initialised = trio.Event()
         self._ending = False
         self._cell: Cell | None = None
@@ -160,6 +164,7 @@ class Mount:
         xattrs = Xattrs(cell, self._source.cell or str(self._source.servers[0]))
         mount_points = MountPoints(cell, names)
         locks = self._locks = LockManager(cell, files)
+        await self._serve_metrics(nursery)
         make_operations = OPERATIONS[self._options.locks]
         operations = make_operations(cell, files, locks, names, mount_points, xattrs, self._initialised.set)
         extension = fuse_extension.loaded()
@@ -211,6 +216,18 @@ class Mount:
             pyfuse3.close(unmount=False)  # first, so that the kernel asks nobody for anything
             if mounted:
                 unmount_own(device)
+
+    async def _serve_metrics(self, nursery: trio.Nursery) -> None:
+        """If they are wanted. Raise UserError if that is not possible there."""
+        if self._options.metrics is None:
+            return
+        try:
+            listeners = await exposition.open_listeners(self._options.metrics, insecure=self._options.metrics_insecure)
+        except exposition.MetricsAddressError as error:
+            raise UserError(str(error), ExitCode.USAGE) from None
+        self._metrics_address = f"http://{exposition.bound_address(listeners)}{exposition.PATH}"
+        log.info("metrics are at %s", self._metrics_address)
+        nursery.start_soon(exposition.serve, listeners, self._scrape)
 
     async def _announce(self, fuse_fd: int, device: str, on_ready: Callable[[], None]) -> None:
         await self._initialised.wait()
@@ -272,7 +289,13 @@ class Mount:
         report = mount_report(self._cell, self._files, self._pages, callbacks, promises, mounted_s, now)
         scope = LockScope.LOCAL if self._extension is None else self._options.locks
         locks = {"scope": scope, "held": self._locks.held, "waiting": self._locks.waiting, "lost": self._locks.losses}
-        return {**report, "locks": locks, "features": fuse_extension.features(self._extension)}
+        features = fuse_extension.features(self._extension)
+        return {**report, "locks": locks, "features": features, "metrics": self._metrics_address}
+
+    async def _scrape(self, accept: str) -> tuple[bytes, str]:
+        report = await self._report({})
+        report |= {"mountpoint": self._mountpoint, "source": str(self._source)}
+        return await trio.to_thread.run_sync(encoded, METRICS, report, accept)
 
     async def _mmaps(self, args: dict[str, Any]) -> dict[str, Any]:
         assert self._cell is not None

@@ -60,6 +60,8 @@ class MountOptions:
     posix: bool = True
     """The kernel checks mode bits, too, as on a local disk."""
     max_idle: int = 200_000
+    metrics: Address | None = None
+    metrics_insecure: bool = False
     fuse: frozenset[str] = frozenset()
 
 
@@ -102,6 +104,13 @@ def _parse_seconds(name: str, text: str) -> float:
     return seconds
 
 
+def _parse_metrics(text: str) -> Address:
+    try:
+        return parse_address(text, lowest_port=0)
+    except AddressSyntaxError as error:
+        raise UserError(f"metrics=HOST:PORT: {error}", ExitCode.USAGE) from None
+
+
 def parse_options(texts: tuple[str, ...]) -> MountOptions:
     """Read any number of comma-separated lists. Raise UserError for what is not understood."""
     options = MountOptions()
@@ -125,6 +134,10 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
                 options = replace(options, locks=LockScope(value))
             case "posix" if not value:
                 options = replace(options, posix=True)
+            case "metrics":
+                options = replace(options, metrics=_parse_metrics(value))
+            case _ if item == "metrics_insecure":
+                options = replace(options, metrics_insecure=True)
             case _ if item in _PASSED_ON:
                 fuse.add(item)
             case _ if item in _IGNORED or item.startswith(("x-", "comment=")):

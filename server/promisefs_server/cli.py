@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,13 +18,15 @@ import trio
 from promisefs_protocol import collector
 from promisefs_protocol.address import DEFAULT_PORT, Address, AddressSyntaxError, parse_address
 from promisefs_protocol.cell_file import CellFileError, load_cell_file
-from promisefs_protocol.observe import logs
+from promisefs_protocol.observe import exposition, logs
 from promisefs_protocol.observe.logs import LogFormat
+from promisefs_protocol.observe.metrics import encoded
 
 from .commands.check import check
 from .commands.failures import reported
 from .commands.volume import volume
 from .errors import AddressError
+from .observe.metrics import METRICS
 from .service import DEFAULT_LEASE_S, Fileserver
 from .store.membership import ALONE, Membership, membership_in
 from .store.store import Store
@@ -68,6 +71,8 @@ main.add_command(check)
     metavar="SECONDS", help="How long a client that does not answer can hold up a change.",
 )  # fmt: skip
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Log here instead of to stderr.")
+@click.option("--metrics", metavar="HOST:PORT", help=f"Serve Prometheus metrics at http://HOST:PORT{exposition.PATH}.")
+@click.option("--metrics-insecure", is_flag=True, help="Also at an address that other machines reach.")
 @click.option(
     "--log-format", type=click.Choice([form.value for form in LogFormat]), default=LogFormat.TEXT.value,
     show_default=True,
@@ -79,6 +84,7 @@ main.add_command(check)
 )
 def serve(
     directory: Path, listen: str | None, cell: Path | None, number: int | None, port: int | None, lease: float,
+    metrics: str | None, metrics_insecure: bool,
     log_file: Path | None, log_format: str, verbose: bool, insecure: bool,
 ) -> None:  # fmt: skip
     """Serve the store in DIR, which is made if it is not there.
@@ -94,10 +100,11 @@ def serve(
     """
     with reported():
         membership, address = _place(cell, number, listen, port)
+        metrics_address = None if metrics is None else _metrics_address(metrics)
         _start_logging(log_file, LogFormat(log_format), verbose)
         _raise_file_limit()
         collector.set_for_daemon()
-        trio.run(_serve, directory, membership, address, lease, insecure)
+        trio.run(_serve, directory, membership, address, lease, insecure, metrics_address, metrics_insecure)
 
 
 def _place(cell: Path | None, number: int | None, listen: str | None, port: int | None) -> tuple[Membership, Address]:
@@ -136,9 +143,29 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _serve(directory: Path, membership: Membership, address: Address, lease_s: float, insecure: bool) -> None:
+def _metrics_address(text: str) -> Address:
+    try:
+        return parse_address(text, lowest_port=0)
+    except AddressSyntaxError as error:
+        raise click.BadParameter(str(error), param_hint="--metrics") from None
+
+
+async def _listen_for_scrapers(address: Address, insecure: bool) -> list[trio.SocketListener]:
+    try:
+        listeners = await exposition.open_listeners(address, insecure=insecure)
+    except exposition.MetricsAddressError as error:
+        raise AddressError(str(error)) from None
+    log.info("metrics are at http://%s%s", exposition.bound_address(listeners), exposition.PATH)
+    return listeners
+
+
+async def _serve(
+    directory: Path, membership: Membership, address: Address, lease_s: float, insecure: bool,
+    metrics: Address | None, metrics_insecure: bool,
+) -> None:  # fmt: skip
     with trio.open_signal_receiver(*SHUTDOWN_SIGNALS) as signals:
         listeners = await _listen(address.host, address.port, insecure)
+        scrapers = [] if metrics is None else await _listen_for_scrapers(metrics, metrics_insecure)
         store = Store.open(directory, time.time_ns(), membership)
         server = Fileserver(store, lease_s)
         async with trio.open_nursery() as nursery:
@@ -146,8 +173,15 @@ async def _serve(directory: Path, membership: Membership, address: Address, leas
             async with trio.open_nursery() as running:
                 await running.start(server.run, listeners)
                 bound = Address(*listeners[0].socket.getsockname()[:2])
+                if scrapers:
+                    nursery.start_soon(exposition.serve, scrapers, partial(_scrape, server))
                 click.echo(f"promisefsd: serving {directory}, listening on {bound}")
             nursery.cancel_scope.cancel()
+
+
+async def _scrape(server: Fileserver, accept: str) -> tuple[bytes, str]:
+    report = await server.statistics.report()
+    return await trio.to_thread.run_sync(encoded, METRICS, report, accept)
 
 
 async def _stop_at_signal(server: Fileserver, signals: AsyncIterator[int]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import select
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asking import status_of
+from prometheus_client.parser import text_string_to_metric_families
 
 if TYPE_CHECKING:
     from conftest import MakeCell, View
@@ -51,3 +54,24 @@ def test_logs_of_json_have_one_object_a_line(make_cell: MakeCell) -> None:
     assert stored and stored[0]["event"] == "call" and "m1" in stored[0]["client"] and stored[0]["seconds"] > 0
     connected = [line for line in lines if line.get("event") == "connected"]
     assert connected and connected[0]["level"] == "info" and connected[0]["address"].startswith("127.0.0.1:")
+
+
+def test_metrics_of_a_mount_and_its_server(make_cell: MakeCell) -> None:
+    """What the dashboard asks for is there, and tells what has happened."""
+    cell = make_cell(mounts=1, server_options=["--metrics", "127.0.0.1:0"], mount_options="metrics=127.0.0.1:0")
+    (cell.mountpoint("m1") / "f").write_text("12345")
+    log = "".join(path.read_text() for path in cell.logs if path.name.startswith("server"))
+    (of_server,) = re.findall(r"metrics are at (http://\S+)", log)
+    mount, server = scraped(status_of(cell.mountpoint("m1"))["metrics"]), scraped(of_server)
+    assert mount["promisefs_written_bytes_total", ()] == mount["promisefs_stored_bytes_total", ()] == 5
+    assert mount["promisefs_upcall_duration_seconds_count", (("operation", "create"),)] == 1
+    assert server["promisefsd_call_duration_seconds_count", (("method", "FS.StoreData"),)] == 1
+    assert server["promisefsd_clients", (("state", "connected"),)] == 1
+    assert server["promisefsd_volume_files", (("volume", "root"),)] >= 1
+    assert mount["process_open_fds", ()] > 0
+
+
+def scraped(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
