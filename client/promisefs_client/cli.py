@@ -21,6 +21,7 @@ from rich.console import Console
 from .commands.fs import fs
 from .commands.mmaps_view import fetch_mmaps, mmaps_table
 from .commands.mounts import MountEntry, find_mount, list_mounts
+from .commands.rejects import rejects
 from .commands.status_view import error_line, fetch_status, mount_table, overview, place_of, printable
 from .commands.trace import trace
 from .commands.unmounting import unmount as unmount_entry
@@ -58,7 +59,8 @@ def cli() -> None:
     multiple=True,
     metavar="OPT[,OPT...]",
     help="cell=FILE, cache=SIZE (256M), timeout=SECONDS (60) to wait for the server, ack_wait=SECONDS (1), "
-    "locks=cell|local|off, metrics=HOST:PORT, allow_other, ro, and the generic options of mount(8).",
+    "locks=cell|local|off, rejects=DIR, rejects_size=SIZE (1G), rejects_age=DAYS (30), metrics=HOST:PORT, "
+    "allow_other, ro, and the generic options of mount(8).",
 )
 @click.option("--log-file", type=click.Path(dir_okay=False), help="Append the log here.")
 @click.option(
@@ -243,6 +245,7 @@ def _fetch_or_error(fetch: Callable[[MountEntry], dict[str, Any]], entry: MountE
 
 
 cli.add_command(fs)
+cli.add_command(rejects)
 cli.add_command(trace)
 
 

@@ -46,6 +46,8 @@ from .network.cell import Cell
 from .network.connections import Connections
 from .observe.metrics import METRICS
 from .options import LockScope, MountOptions, Source
+from .rejects.keeper import RejectKeeper
+from .rejects.quarantine import Quarantine, default_directory
 from .vnodes.vnode_table import KernelWork, VnodeTable
 
 log = logging.getLogger(__name__)
@@ -155,7 +157,20 @@ class Mount:
 
         kernel = KernelCaches(self._notifier, references)
         self._cell = Cell(connections.sessions, connections.locator, table, kernel, nursery)
-        self._files = FileStore(self._cell, self._pages, self._options.timeout_s)
+        rejects = RejectKeeper(self._cell, self._quarantine(), str(self._source))
+        self._files = FileStore(self._cell, self._pages, self._options.timeout_s, rejects)
+
+    def _quarantine(self) -> Quarantine:
+        """Raise UserError if a directory was named that cannot be used. The usual one is made when it is needed."""
+        options = self._options
+        directory = options.rejects or default_directory()
+        quarantine = Quarantine(directory, str(self._source), options.rejects_limit_bytes, options.rejects_max_age_s)
+        if options.rejects is not None:
+            try:
+                quarantine.prepare()
+            except OSError as error:
+                raise UserError(f"rejects={directory} cannot be used: {error}", ExitCode.USAGE) from None
+        return quarantine
 
     async def _serve(self, nursery: trio.Nursery, on_ready: Callable[[], None]) -> None:
         cell, files = self._cell, self._files
@@ -271,10 +286,13 @@ class Mount:
         with trio.move_on_after(self._options.timeout_s):
             while await self._files.store_all():  # noqa: ASYNC110 (it tries again)
                 await trio.sleep(1.0)
-        left = self._pages.dirty_bytes
+        left, vnodes = self._pages.dirty_bytes, self._files.dirty_vnodes()
         if left and not quietly:
+            await self._files.refuser.keep_unstored(vnodes, "the mount ended before it was stored")
+            lost = self._pages.dirty_bytes
+            fate = f"{lost} of them are lost" if lost else "kept, see 'promisefs rejects list'"
             raise UserError(
-                f"{left} bytes in {self._files.dirty_files} files could not be stored at {self._source.where}: lost",
+                f"{left} bytes in {len(vnodes)} files could not be stored at {self._source.where}: {fate}",
                 ExitCode.BUSY,
             )
 

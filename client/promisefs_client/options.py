@@ -12,6 +12,7 @@ from promisefs_protocol.address import Address, AddressSyntaxError, parse_addres
 from promisefs_protocol.cell_file import CellFileError, load_cell_file
 
 from .errors import ExitCode, UserError
+from .rejects.quarantine import DEFAULT_LIMIT_BYTES, DEFAULT_MAX_AGE_S
 
 DEFAULT_VOLUME = "root"
 
@@ -59,6 +60,10 @@ class MountOptions:
     locks: LockScope = LockScope.CELL
     posix: bool = True
     """The kernel checks mode bits, too, as on a local disk."""
+    rejects: Path | None = None
+    """The quarantine; None: `quarantine.default_directory`."""
+    rejects_limit_bytes: int = DEFAULT_LIMIT_BYTES
+    rejects_max_age_s: float = DEFAULT_MAX_AGE_S
     max_idle: int = 200_000
     metrics: Address | None = None
     metrics_insecure: bool = False
@@ -111,6 +116,13 @@ def _parse_metrics(text: str) -> Address:
         raise UserError(f"metrics=HOST:PORT: {error}", ExitCode.USAGE) from None
 
 
+def _parse_days(name: str, text: str) -> float:
+    match = re.fullmatch(r"(\d{1,5})d?", text)
+    if match is None or not int(match[1]):
+        raise UserError(f"{name}={text}: not a number of days like 30d", ExitCode.USAGE)
+    return int(match[1]) * 86400.0
+
+
 def parse_options(texts: tuple[str, ...]) -> MountOptions:
     """Read any number of comma-separated lists. Raise UserError for what is not understood."""
     options = MountOptions()
@@ -138,6 +150,14 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
                 options = replace(options, metrics=_parse_metrics(value))
             case _ if item == "metrics_insecure":
                 options = replace(options, metrics_insecure=True)
+            case "rejects":
+                if not value:
+                    raise UserError("rejects=DIR: the directory's name is missing", ExitCode.USAGE)
+                options = replace(options, rejects=Path(value))
+            case "rejects_size":
+                options = replace(options, rejects_limit_bytes=parse_size(value))
+            case "rejects_age":
+                options = replace(options, rejects_max_age_s=_parse_days(name, value))
             case _ if item in _PASSED_ON:
                 fuse.add(item)
             case _ if item in _IGNORED or item.startswith(("x-", "comment=")):
@@ -152,7 +172,7 @@ def with_absolute_paths(texts: tuple[str, ...]) -> tuple[str, ...]:
 
     def absolute(item: str) -> str:
         name, _, value = item.partition("=")
-        return f"{name}={os.path.abspath(value)}" if name == "cell" and value else item
+        return f"{name}={os.path.abspath(value)}" if name in ("cell", "rejects") and value else item
 
     return tuple(",".join(absolute(item) for item in text.split(",")) for text in texts)
 

@@ -100,6 +100,11 @@ class Cell:
         return self.directory / f"store{number or ''}"
 
     @property
+    def rejects(self) -> Path:
+        """The quarantine of all its mounts."""
+        return self.directory / "rejects"
+
+    @property
     def port(self) -> int:
         return self.servers[0].port
 
@@ -236,8 +241,9 @@ class Cell:
         if len(self.servers) > 1 and port is None:
             source = CELL_NAME
             options = f"cell={self.cell_file}" + (f",{options}" if options else "")
+        options = f"rejects={self.rejects}" + (f",{options}" if options else "")
         command: list[str | Path] = [COMMANDS / "promisefs", "mount", source + (f"/{volume}" if volume else "")]
-        command += [mountpoint, "--log-file", self.directory / f"{name}.log", *(["-o", options] if options else [])]
+        command += [mountpoint, "--log-file", self.directory / f"{name}.log", "-o", options]
         with output.open("ab") as out:
             seen = out.tell()
             process = self._spawn(name, command, out)

@@ -6,7 +6,7 @@ A call can be held before it is sent or after it was answered, and its reply can
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,8 @@ from promisefs_client.network.clock import Clock
 from promisefs_client.network.locator import Locator
 from promisefs_client.network.servers import Server
 from promisefs_client.network.session import ServerSession
+from promisefs_client.rejects.keeper import RejectKeeper
+from promisefs_client.rejects.quarantine import Quarantine
 from promisefs_client.vnodes.vnode import Vnode
 from promisefs_client.vnodes.vnode_table import KernelWork, VnodeTable
 from promisefs_client.vnodes.volumes import Volumes
@@ -58,6 +60,8 @@ class ScriptedSession(ServerSession):
         """Carried out, but the answer never comes."""
         self.refuse: dict[type, AbortCode] = {}
         """Not carried out."""
+        self.refuses: Callable[[Any], AbortCode | None] = lambda request: None
+        """The same, for some of a type."""
 
     async def call(
         self, request: Any, bulk: Piece | None = None, timeout_s: float | None = None, key: Key | None = None
@@ -68,6 +72,8 @@ class ScriptedSession(ServerSession):
         self.sent.append(request)
         if kind in self.refuse:
             raise Aborted(self.refuse[kind], "refused by the test")
+        if (code := self.refuses(request)) is not None:
+            raise Aborted(code, "refused by the test")
         answer = await super().call(request, bulk, timeout_s, key)
         if kind in self.hold_after:
             await self.hold_after[kind].wait()
@@ -120,6 +126,9 @@ class ClientMount:
     def __init__(self, server: ServerCell, ack_wait_s: float, timeout_s: float, now: Clock) -> None:
         self.server: ServerCell | None = server
         """Where it is reached; None: nowhere."""
+        folder = server.server.store.folder
+        self.rejects = folder.with_name(f"{folder.name}-rejects")
+        """The directory of its quarantine."""
         self._now = now
         self.pages = PageCache(CACHE_BYTES)
         core = Server("memory")
@@ -165,7 +174,8 @@ class ClientMount:
         )
         self.cell.kernel.initialised()
         table.names_can_be_dropped = True
-        self.files = FileStore(self.cell, self.pages, self.session.timeout_s)
+        rejects = RejectKeeper(self.cell, Quarantine(self.rejects, "memory/root"), "memory/root")
+        self.files = FileStore(self.cell, self.pages, self.session.timeout_s, rejects)
         self.names = Namespace(self.cell)
         self.mount_points = MountPoints(self.cell, self.names)
         self.locks = LockManager(self.cell, self.files)

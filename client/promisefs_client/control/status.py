@@ -3,10 +3,12 @@
 Times are in seconds, sizes in bytes; counters count from the mount's beginning. Of coherency tell: `early_acks`, breaks
 and resets that were acknowledged before the kernel had dropped everything (`overdue`: those for which it has not yet);
 `leases_lost`; `timeouts`, operations that failed because a server was away; `store_failures`, stores that failed and
-are tried again; `files_lost`, files whose last bytes had no place to go to; `bytes_voided`, bytes that were thrown away
-since the lock under which they were written was lost. `closes_owed`: removed files that were closed here, which a
-server still keeps until it can be told. `open_mmaps`: open files, and those of them that outlive their last close, so
-are mapped, most likely. `caches`: see `observe.counters`. `..._latency`: see `observe.timings`; with `bucket_bounds_s`.
+are tried again; `bytes_refused`, by servers, for good; `files_lost`, files whose last bytes had no place to go to;
+`bytes_voided`, bytes that were thrown away since the lock under which they were written was lost. What of all these was
+put into the quarantine is `bytes_in_quarantine`; `quarantine_failures` counts what could not be. `closes_owed`: removed
+files that were closed here, which a server still keeps until it can be told. `open_mmaps`: open files, and those of
+them that outlive their last close, so are mapped, most likely. `caches`: see `observe.counters`. `..._latency`: see
+`observe.timings`; with `bucket_bounds_s`.
 """
 
 from __future__ import annotations
@@ -100,7 +102,11 @@ def mount_report(
         "dirty_bytes": pages.dirty_bytes,
         "dirty_files": files.dirty_files,
         "store_failures": files.store_failures,
-        "files_lost": files.files_lost,
+        "files_lost": files.refuser.files_lost,
+        "bytes_refused": files.refuser.bytes_refused,
+        "quarantine": str(files.refuser.rejects.quarantine.directory),
+        "bytes_in_quarantine": files.refuser.rejects.bytes_kept,
+        "quarantine_failures": files.refuser.rejects.failures,
         "bytes_voided": files.bytes_voided,
         "closes_owed": len(cell.closings),
         **{name: _total(servers, name) for name in _SUMMED},

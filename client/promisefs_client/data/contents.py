@@ -29,6 +29,8 @@ from __future__ import annotations
 
 import itertools
 
+from promisefs_client.identity.key import Key
+
 from .clean import CleanBytes
 from .dirty import STORE_BYTES, Buffer, StoreExtent, StoringBytes
 from .pagecache import BLOCK_BYTES, PageCache
@@ -266,14 +268,31 @@ class FileContents:
         """Whether this byte is dirty or storing."""
         return self._covered(offset, offset + 1)
 
-    def write(self, offset: int, data: Buffer, *, mapped: bool = False, promised: bool = False, reach: int = 0) -> None:
-        """Lay `data` over everything. Bytes objects may be kept; other buffers are copied.
+    def is_others(self, offset: int, length: int, key: Key | None) -> bool:
+        """Whether a page of the range holds another key's bytes that the server has not said that it has."""
+        if not self.is_dirty or not length:
+            return False
+        end = offset + length
+        return self._dirty.is_others(offset, end, key) or self._storing.is_others(offset, end, key)
+
+    def write(
+        self,
+        offset: int,
+        data: Buffer,
+        key: Key | None = None,
+        *,
+        mapped: bool = False,
+        promised: bool = False,
+        reach: int = 0,
+    ) -> None:
+        """Lay `data`, written under `key`, over everything. Bytes objects may be kept; other buffers are copied.
 
         `mapped`: these may be whole pages of which a process wrote only some bytes through a mapping. `promised`: the
         server would tell before it accepted another client's change, so what equals the clean bytes equals its own.
         `reach`: the server's size, as far as is known; behind an end from before that the kernel's pages have zeros.
         """
         before = self._dirty.size_bytes
+        self._dirty.belongs_to(key, offset, offset + len(data))
         if mapped and offset % PAGE_BYTES == 0 and len(data):
             self._write_pages(offset, bytes(data), promised, reach)
         else:
@@ -350,6 +369,13 @@ class FileContents:
         self._cache.dirty_bytes += self._dirty.size_bytes - before
         return extent
 
+    def take_dirty(self, max_bytes: int) -> StoreExtent | None:
+        """Remove the first extent that is not on its way: it is to be thrown away."""
+        before = self._dirty.size_bytes
+        extent = self._dirty.take_extent(StoringBytes(), max_bytes, whole_only=False, drops=self._drops)
+        self._cache.dirty_bytes += self._dirty.size_bytes - before
+        return extent
+
     def stored(self, extent: StoreExtent, version: Version, label: Version | None) -> bool:
         """The server has the extent: the store made this version. `label` is what it was before the reply was applied.
 
@@ -390,6 +416,17 @@ class FileContents:
         self._dirty.put_back(extent, still_presumed=still_presumed)
         self._cache.dirty_bytes += self._dirty.size_bytes - before - extent.length
         self._cache.evict()
+
+    def refused(self, extent: StoreExtent) -> None:
+        """The server does not take the extent, and never will: readers see what it has, or what was written meanwhile.
+
+        The kernel's pages have it, so they are to be dropped (twins are kept). Clean bytes contain none of it. Fills in
+        flight are void: nobody knows any more which of them a reader should take.
+        """
+        self.keep_twins()
+        self._storing.remove(extent)
+        self._cache.dirty_bytes -= extent.length
+        self.fill_epoch += 1
 
     def discard_dirty(self, start: int, end: int | None) -> list[tuple[int, int]]:
         """Drop dirty (not storing) bytes from `start` to `end`, None being infinity; return the ranges dropped."""

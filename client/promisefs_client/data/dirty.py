@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
 
+from promisefs_client.identity.key import Key
+
 from .whole_pages import PAGE_BYTES, certain_parts
 
 STORE_BYTES = 1 << 20
@@ -41,6 +43,13 @@ class StoreExtent:
     """Present iff there are such: to be stored only if no other client changed the file after this version."""
     drops: int = 0
     """How often the clean bytes had been dropped before."""
+    key: Key | None = None
+    """Whose it is: it is stored under this key; None: the mount's own."""
+
+    @property
+    def written(self) -> list[tuple[int, bytes]]:
+        """What of it was written for certain, by offset."""
+        return list(certain_parts(self.offset, self.data, self.bases))
 
     @property
     def length(self) -> int:
@@ -152,6 +161,10 @@ class StoringBytes(_Layer):
             self.shown.remove(offset)
         del self._extents[extent.offset]
         self.size_bytes -= extent.length
+
+    def is_others(self, start: int, end: int, key: Key | None) -> bool:
+        """Whether some of the range is on its way under another key."""
+        return any(e.key != key and e.offset < end and start < e.end for e in self._on_their_way)
 
     def whole_pages(self) -> Iterator[int]:
         """Give the numbers of pages of which every byte is shown from one extent."""

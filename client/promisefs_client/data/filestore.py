@@ -1,16 +1,18 @@
 """Contents of regular files: reading through the cache, readahead, write-back.
 
-Locks: `_FileState.store_lock`, one per file, held by whoever stores or truncates it; nobody holds two. Reading
+Locks: `FileState.store_lock`, one per file, held by whoever stores or truncates it; nobody holds two. Reading
 takes none.
 
 Invariants
 I1  A write is acknowledged to the application when it is in `contents` as dirty; it leaves only by a store that
-    carried it, a truncation that cut it, or the end of the file itself.
+    carried it or was refused (I5), a truncation that cut it, or the end of the file itself.
 I2  Fetched bytes are added only if nothing happened to the clean blocks since the fetch began (`fill_epoch`), and
     under the version that came with them (bytes may be newer than their label, never older).
 I3  What `read` returns is as of a moment after `read` was called: it validates first, and every break takes the
     clean blocks away.
 I4  `_states` has an entry for every file that is dirty.
+I5  What the server refuses for good is on disk in the quarantine before it leaves `contents`, and every open file that
+    could have written it is told. Until then, and if it cannot be kept, it is dirty.
 """
 
 from __future__ import annotations
@@ -28,14 +30,19 @@ from promisefs_protocol.observe.tracing import Event, tell
 
 from promisefs_client.errors import FsError, ServerUnavailable
 from promisefs_client.fuse.requests import SIGNAL_PATIENCE_S, Interrupted, current_request, interruptible
+from promisefs_client.identity.key import Key
 from promisefs_client.locks.prompt import Promptly
 from promisefs_client.network.cell import Cell
 from promisefs_client.network.servers import Server
 from promisefs_client.network.session import UNNUMBERED
+from promisefs_client.rejects.keeper import RejectKeeper
+from promisefs_client.rejects.refusals import Writer, is_final
 from promisefs_client.vnodes.vnode import Vnode
 
 from .contents import BLOCK_BYTES, FileContents, PageCache, StoreExtent
+from .file_state import FileState, LockLost
 from .readahead import Readahead
+from .refusing import Refuser
 
 log = logging.getLogger(__name__)
 
@@ -50,60 +57,21 @@ STORE_AFTER_S = 5.0
 RETRY_AFTER_S = 5.0
 
 
-class _FileState:
-    """What the shell needs beside the contents of a file that is open or dirty."""
-
-    __slots__ = (
-        "appends",
-        "appends_seen",
-        "background",
-        "changing",
-        "dirty_since",
-        "failure",
-        "fetching",
-        "retry_at",
-        "store_lock",
-        "unsaid",
-        "vnode",
-    )
-
-    def __init__(self, vnode: Vnode) -> None:
-        self.vnode = vnode
-        self.store_lock = trio.Lock()
-        self.fetching: dict[int, trio.Event] = {}  # block index -> set when its fetch ended, well or not
-        self.dirty_since: float | None = None  # present iff dirty
-        self.retry_at = 0.0  # not stored in the background before this, after a failure
-        self.failure: Exception | None = None  # why the last store failed
-        self.background = False  # a write-behind task runs
-        self.appends = 0  # made since this state is kept
-        self.appends_seen = 0  # so many of them everyone has acknowledged
-        self.changing: set[trio.CancelScope] = set()  # calls under way that change the bytes at the server
-        self.unsaid = False  # bytes were thrown away with a lock, and no fsync or close has said so yet
-
-
-class LockLost(Aborted):
-    """What was to be stored was written under a lock that is lost."""
-
-    def __init__(self) -> None:
-        super().__init__(AbortCode.IO, "the lock under which it was written is lost")
-
-
 class FileStore:
-    def __init__(self, cell: Cell, cache: PageCache, timeout_s: float) -> None:
+    def __init__(self, cell: Cell, cache: PageCache, timeout_s: float, rejects: RejectKeeper) -> None:
         self._cell = cell
         self._timeout_s = timeout_s
+        self.refuser = Refuser(cell, rejects)
         self._cache = cache
-        self._states: dict[Vnode, _FileState] = {}
+        self._states: dict[Vnode, FileState] = {}
         self.store_failures = 0
         self.bytes_voided = 0
         """Thrown away, since the lock under which they may have been written was lost."""
-        self.files_lost = 0
-        """Files that were gone at the server while bytes of theirs were not stored."""
 
-    def _state(self, vnode: Vnode) -> _FileState:
+    def _state(self, vnode: Vnode) -> FileState:
         state = self._states.get(vnode)
         if state is None:
-            state = self._states[vnode] = _FileState(vnode)
+            state = self._states[vnode] = FileState(vnode)
         return state
 
     def contents(self, vnode: Vnode) -> FileContents:
@@ -111,6 +79,11 @@ class FileStore:
             vnode.contents = FileContents(self._cache)
             vnode.contents.set_version(vnode.status.version, vnode.status.size)
         return vnode.contents
+
+    def writer(self, vnode: Vnode, key: Key) -> Writer:
+        """For a file that is opened for writing: it is told of what is refused from now on."""
+        state = self._states.get(vnode)
+        return Writer(key, 0 if state is None else state.refusals.count)
 
     def gave_up_lately(self, vnode: Vnode) -> bool:
         """Whether a store just failed, and the timer will try again."""
@@ -126,7 +99,10 @@ class FileStore:
 
     @property
     def dirty_files(self) -> int:
-        return sum(vnode.is_dirty for vnode in self._states)
+        return len(self.dirty_vnodes())
+
+    def dirty_vnodes(self) -> list[Vnode]:
+        return [vnode for vnode in self._states if vnode.is_dirty]
 
     # Reading
 
@@ -184,7 +160,7 @@ class FileStore:
             self._cell.start(self._fetch_announced, vnode, contents, run, self._announce(state, run))
 
     @staticmethod
-    def _announce(state: _FileState, run: range) -> trio.Event:
+    def _announce(state: FileState, run: range) -> trio.Event:
         """Say that these blocks, none of them announced yet, are being fetched; `_fetch_and_fill` sets the event."""
         event = trio.Event()
         for index in run:
@@ -223,15 +199,22 @@ class FileStore:
 
     # Writing
 
-    async def write(self, vnode: Vnode, offset: int, data: bytes) -> None:
-        """Take bytes as dirty. Waits for the server only if too much is dirty already.
+    async def write(self, vnode: Vnode, offset: int, data: bytes, writer: Writer | None = None) -> None:
+        """Take bytes as dirty. Waits for the server only if too much is dirty already, or bytes of another key's.
 
-        Raise Aborted, ServerUnavailable, FsError, with nothing taken, if the cache is full of what cannot be stored.
+        Raise Aborted, ServerUnavailable, FsError, with nothing taken, if the cache is full of what cannot be stored, or
+        what the writer wrote before was refused.
         """
         contents = self.contents(vnode)
-        state = self._state(vnode)
         if vnode.lost:
             raise FsError(errno.ESTALE)
+        key = None if writer is None else writer.key
+        written_back = current_request().from_page_cache
+        if not written_back and writer is not None and (vnode.read_write_opens == 0 or written_back is not None):
+            self._tell(vnode, writer)
+        if contents.is_others(offset, len(data), key):
+            await self._store_others_first(vnode, contents, written_back)
+        state = self._state(vnode)
         if self._cache.dirty_bytes > self._cache.limit_bytes:
             await self._relieve(vnode)
             if self._cache.dirty_bytes > self._cache.limit_bytes:
@@ -240,10 +223,9 @@ class FileStore:
                     raise state.failure  # no more can be kept, and the server does not take it
             state = self._state(vnode)
         mapped, promised = vnode.read_write_opens > 0, self._cell.valid(vnode)
-        written_back = current_request().from_page_cache
         if written_back is not None:  # of what is surely written back, what equals the base was surely not written
             mapped = promised = written_back
-        contents.write(offset, data, mapped=mapped, promised=promised, reach=vnode.status.size)
+        contents.write(offset, data, key, mapped=mapped, promised=promised, reach=vnode.status.size)
         if not contents.is_dirty:
             return  # pages written back for a break, with nothing of our own in them
         vnode.written_ns = time.time_ns()
@@ -257,6 +239,20 @@ class FileStore:
         if self._cache.dirty_bytes > self._cache.limit_bytes * DIRTY_SHARE:
             await self._relieve(vnode)
 
+    async def _store_others_first(self, vnode: Vnode, contents: FileContents, written_back: bool | None) -> None:
+        """Bytes of another key are about to be overwritten: if these were refused later, those would be lost.
+
+        What the kernel writes back from a mapping must not fail. While it drops pages a break's acknowledgement waits
+        for it, and the store may wait for that: then the page becomes the later writer's, with all that is dirty in it.
+        """
+        if written_back and self._cell.is_dropping(vnode):
+            return
+        try:
+            await self._store_all_of(vnode, sync=False)
+        except (Aborted, ServerUnavailable):
+            if not written_back:
+                raise
+
     async def _relieve(self, vnode: Vnode) -> None:
         """Memory pressure: the writer stores before it goes on. If that fails it goes on all the same: its
         data is kept, and whoever calls fsync or close is told. It does not wait for a server that is none of its own
@@ -265,11 +261,11 @@ class FileStore:
             if self._cache.dirty_bytes <= self._cache.limit_bytes * DIRTY_SHARE:
                 return
             if candidate.is_dirty and (candidate.server is vnode.server or self._cell.connected(candidate)):
-                await self._store_quietly(candidate)
+                await self.store_quietly(candidate)
                 if current_request().interrupted:
                     return
 
-    async def _write_behind(self, state: _FileState) -> None:
+    async def _write_behind(self, state: FileState) -> None:
         vnode = state.vnode
         try:
             async with Promptly(state.store_lock):
@@ -280,7 +276,7 @@ class FileStore:
             state.background = False
             self._settle(state)
 
-    async def append(self, vnode: Vnode, data: bytes) -> int:
+    async def append(self, vnode: Vnode, data: bytes, writer: Writer | None = None) -> int:
         """Add bytes at the end of the file, wherever that is at the server, at once. Return their offset.
 
         `store` then waits until everyone has been told: here the kernel holds pages locked, which one of them may wait
@@ -288,6 +284,8 @@ class FileStore:
         """
         if vnode.lost:
             raise FsError(errno.ESTALE)
+        if writer is not None:
+            self._tell(vnode, writer)
         contents = self.contents(vnode)
         state = self._state(vnode)
         try:
@@ -304,7 +302,7 @@ class FileStore:
         finally:
             self._settle(state)
 
-    async def _append_at_server(self, vnode: Vnode, contents: FileContents, state: _FileState, data: bytes) -> int:
+    async def _append_at_server(self, vnode: Vnode, contents: FileContents, state: FileState, data: bytes) -> int:
         table = self._cell.table
         request = AppendData(UNNUMBERED, vnode.fid, time.time_ns())
         with self._voidable(state):
@@ -320,17 +318,31 @@ class FileStore:
         self._cell.drop_stale_later()
         return int(offset)
 
-    async def store(self, vnode: Vnode, *, sync: bool) -> None:
+    async def store(self, vnode: Vnode, *, sync: bool, writer: Writer | None = None) -> None:
         """Store what is dirty; with `sync`, all of the file is durable after.
 
-        Raise Aborted, ServerUnavailable, FsError.
+        Raise Aborted, ServerUnavailable, FsError. If bytes are refused, by this call or before, `writer` is told once;
+        without one whoever had them stored is.
         """
-        if vnode.lost:
+        if vnode.lost and not vnode.is_dirty:
             raise FsError(errno.ESTALE)  # every fsync and close says so from now on
         state = self._states.get(vnode)
         if state is not None and state.unsaid:
             state.unsaid = False
             raise FsError(errno.EIO)
+        refusals = 0 if state is None else state.refusals.count
+        await self._store_all_of(vnode, sync)
+        state = self._states.get(vnode)
+        if state is not None and state.refusals.count:
+            await self.refuser.wait_until_shown(state)
+            if writer is not None:
+                self._tell(vnode, writer)
+            elif (refusal := state.refusals.after(refusals)) is not None:
+                raise refusal
+
+    async def _store_all_of(self, vnode: Vnode, sync: bool) -> None:
+        """Raise Aborted, ServerUnavailable. What is refused for good is noted, and no failure of this."""
+        state = self._states.get(vnode)
         if not sync and (state is None or not (vnode.is_dirty or state.appends_seen < state.appends)):
             if state is not None:
                 self._settle(state)  # what was dirty may have turned out not to be
@@ -340,7 +352,7 @@ class FileStore:
             with trio.move_on_after(self._timeout_s) as deadline:
                 async with Promptly(state.store_lock):
                     durable = await self._store_dirty(state, sync)
-                await self._finish(state, sync and not durable)
+                await self._finish(state, sync and not durable and not vnode.lost)
             if deadline.cancelled_caught:
                 raise ServerUnavailable(f"storing {vnode.fid} takes too long")
         except (Aborted, ServerUnavailable) as error:
@@ -360,25 +372,28 @@ class FileStore:
         contents, state = self.contents(vnode), self._state(vnode)
         try:
             async with Promptly(state.store_lock):
+                refusals = state.refusals.count
                 try:
                     await self._store_dirty(state, sync=False)
                 except (Aborted, ServerUnavailable) as error:
                     self._failed(state, error)
                     raise
+                if (refusal := state.refusals.after(refusals)) is not None:
+                    raise refusal
                 self._cell.table.stores_done(vnode)
                 with self._voidable(state):
                     yield contents
         finally:
             self._settle(state)
 
-    async def _store_dirty(self, state: _FileState, sync: bool) -> bool:
+    async def _store_dirty(self, state: FileState, sync: bool) -> bool:
         """Store until nothing is dirty. Return whether that, done with `sync`, made everything durable."""
         durable = False
         while state.vnode.is_dirty:
             durable = await self._store_extents(state.vnode, sync_if_single=sync)
         return durable
 
-    async def _finish(self, state: _FileState, durable: bool) -> None:
+    async def _finish(self, state: FileState, durable: bool) -> None:
         """Have what was stored made durable, and what was appended be known to everyone.
 
         The store lock is not held: what others wait for before they acknowledge may be an append that waits for it.
@@ -390,20 +405,17 @@ class FileStore:
         state.retry_at = 0.0
         state.failure = None
 
-    async def _store_quietly(self, vnode: Vnode) -> None:
+    async def store_quietly(self, vnode: Vnode) -> None:
+        """Store what is dirty; whoever wrote it is told what went wrong."""
         try:
-            await self.store(vnode, sync=False)
-        except (Aborted, FsError, ServerUnavailable):
+            await self._store_all_of(vnode, sync=False)
+        except (Aborted, ServerUnavailable):
             return  # logged and counted in `_failed`; the data stays dirty
 
-    def _failed(self, state: _FileState, error: Exception) -> None:
+    def _failed(self, state: FileState, error: Exception) -> None:
         if isinstance(error, Interrupted):
             log.info("storing %s: %s; what is dirty stays dirty", state.vnode.fid, error)
             return  # it says nothing about the server; whoever waits next sees for himself
-        gone = isinstance(error, Aborted) and error.code == AbortCode.VNOVNODE
-        if gone and state.vnode.deleted and not state.vnode.opens:
-            self.discard(state.vnode)  # closed while the store was on its way
-            return
         self.store_failures += 1
         state.retry_at = trio.current_time() + RETRY_AFTER_S
         state.failure = error
@@ -411,27 +423,15 @@ class FileStore:
         about = {"fid": fid, "server": state.vnode.server.name, "bytes": left, "reason": error}
         message = "storing %s: %s; %d bytes stay dirty"
         tell(log, logging.WARNING, Event.STORE_FAILED, message, fid, error, left, **about)
-        if gone:
-            self._bury(state)
 
-    def _bury(self, state: _FileState) -> None:
-        """The file is gone at the server: its bytes have no place to go to any more."""
-        vnode = state.vnode
-        contents = self.contents(vnode)
-        message, left = "%s was removed while %d bytes of it were not stored", contents.dirty_bytes
-        about = {"fid": vnode.fid, "server": vnode.server.name, "bytes": left}
-        tell(log, logging.ERROR, Event.FILE_LOST, message, vnode.fid, left, **about)
-        contents.discard_dirty(0, None)
-        vnode.lost = True
-        self.files_lost += 1
-        self._cell.table.vnode_is_gone(vnode)
-
-    def _settle(self, state: _FileState) -> None:
+    def _settle(self, state: FileState) -> None:
         """After stores: bring the marks of dirtiness in line with what is dirty."""
         vnode = state.vnode
+        self.refuser.show(state)
         if vnode.is_dirty:
             return
         state.dirty_since = None
+        state.event = None
         vnode.pending_mtime_ns = vnode.written_ns = None
         self._cell.table.stores_done(vnode)
         self._cell.drop_stale_later()
@@ -490,13 +490,16 @@ class FileStore:
         since = None if extent.since is None else FileVersion(*extent.since)
         request = StoreData(vnode.fid, extent.offset, vnode.written_ns, sync, since)
         try:
-            async with cell.ask(request, extent.data) as answer:
+            async with cell.ask(request, extent.data, extent.key) as answer:
                 cell.counters.stored_bytes += extent.length
                 entry, label = answer.reply.entry, contents.version
                 cell.table.install_own_data(entry, answer.mark)
                 if contents.stored(extent, entry.status.version, label):
                     cell.drop_pages_later(vnode)
         except Aborted as refusal:
+            if is_final(refusal):
+                await self.refuser.refused(self._state(vnode), contents, extent, refusal)
+                return False
             changed = refusal.code == AbortCode.CHANGED
             contents.store_failed(extent, changed=changed)
             if changed:
@@ -508,6 +511,13 @@ class FileStore:
             raise
         cell.drop_stale_later()
         return True
+
+    def _tell(self, vnode: Vnode, writer: Writer) -> None:
+        """Raise what the writer has not been told yet."""
+        state = self._states.get(vnode)
+        refusal = None if state is None else state.refusals.tell(writer)
+        if refusal is not None:
+            raise refusal
 
     async def truncate(self, vnode: Vnode, change: StoreStatus) -> None:
         """Set the size, and whatever else `change` holds. Raise Aborted, ServerUnavailable."""
@@ -541,12 +551,12 @@ class FileStore:
             self.bytes_voided += self.contents(vnode).dirty_bytes
         for scope in state.changing:
             scope.cancel()
-        self.contents(vnode).discard_dirty(0, None)
+        self.refuser.throw_away(vnode, self.contents(vnode), LockLost())
         self._cell.drop_pages_later(vnode)
         self._settle(state)
 
     @contextmanager
-    def _voidable(self, state: _FileState) -> Iterator[None]:
+    def _voidable(self, state: FileState) -> Iterator[None]:
         """Around a call that changes the file at the server. Raise LockLost if `void` comes meanwhile."""
         scope = trio.CancelScope()
         state.changing.add(scope)
@@ -556,7 +566,9 @@ class FileStore:
         finally:
             state.changing.discard(scope)
         if scope.cancelled_caught:
-            self.contents(state.vnode).discard_dirty(0, None)  # what the call carried is dirty again
+            self.refuser.throw_away(
+                state.vnode, self.contents(state.vnode), LockLost()
+            )  # what the call carried is dirty again
             raise LockLost
 
     def discard(self, vnode: Vnode) -> None:
@@ -596,7 +608,7 @@ class FileStore:
             for state in [state for state in self._states.values() if state.vnode.server is server]:
                 due = state.dirty_since is not None and state.dirty_since + STORE_AFTER_S <= now
                 if due and state.retry_at <= now:
-                    await self._store_quietly(state.vnode)
+                    await self.store_quietly(state.vnode)
 
 
 def _runs(indexes: list[int]) -> list[range]:

@@ -38,6 +38,7 @@ from promisefs_client.names.mount_points import MountPoints
 from promisefs_client.names.namespace import Namespace, Owner
 from promisefs_client.names.xattrs import Xattrs
 from promisefs_client.network.cell import Cell
+from promisefs_client.rejects.refusals import Writer
 from promisefs_client.vnodes.vnode import Vnode
 from promisefs_client.vnodes.vnode_table import KernelWork
 
@@ -103,11 +104,12 @@ def _errno_for(error: Exception, name: str) -> int:
 
 
 class _OpenFile:
-    __slots__ = ("is_appending", "keeps_privileges", "key", "readahead", "reads_and_writes", "vnode")
+    __slots__ = ("is_appending", "keeps_privileges", "key", "readahead", "reads_and_writes", "vnode", "writer")
 
-    def __init__(self, vnode: Vnode, flags: int, uid: int, key: Key) -> None:
+    def __init__(self, vnode: Vnode, flags: int, uid: int, key: Key, writer: Writer | None) -> None:
         self.vnode = vnode
         self.key = key  # of who opened it
+        self.writer = writer  # present iff it may be written through
         self.is_appending = bool(flags & os.O_APPEND) and flags & os.O_ACCMODE != os.O_RDONLY
         self.reads_and_writes = flags & os.O_ACCMODE == os.O_RDWR
         self.keeps_privileges = keeps_privileges(uid)
@@ -408,7 +410,9 @@ class Operations(pyfuse3.Operations):
         """A handle for a vnode that is counted as open already."""
         vnode.kernel_pages = True
         handle = self._new_handle()
-        file = self._open_files[handle] = _OpenFile(vnode, flags, uid, self.keys.of(uid))
+        key = self.keys.of(uid)
+        writer = None if flags & os.O_ACCMODE == os.O_RDONLY else self._files.writer(vnode, key)
+        file = self._open_files[handle] = _OpenFile(vnode, flags, uid, key, writer)
         vnode.openers.append(file.key)
         vnode.read_write_opens += file.reads_and_writes
         vnode.append_opens += file.is_appending
@@ -465,15 +469,25 @@ class Operations(pyfuse3.Operations):
             self._cell.drop_pages_later(vnode)
         if file.appends(off):
             # The kernel's idea of the end may be from before another mount appended.
-            if await self._files.append(vnode, buf) != off:
+            if await self._files.append(vnode, buf, file.writer) != off:
                 self._cell.start(self._correct_end, vnode, kernels_end)
             vnode.kernel_size.reaches(kernels_end)
             self._counters.written_bytes += len(buf)
             return len(buf)
         vnode.kernel_size.reaches(kernels_end)
-        await self._files.write(vnode, off, buf)
+        writer = self._mapped_writer(file) if current_request().from_page_cache else file.writer
+        await self._files.write(vnode, off, buf, writer)
         self._counters.written_bytes += len(buf)
         return len(buf)
+
+    def _mapped_writer(self, file: _OpenFile) -> Writer | None:
+        """Whose a page is that is written back from a mapping. The kernel names the file that was opened for writing
+        last, and does not know who stored into the page; only who may also read can have mapped it."""
+        if not file.reads_and_writes:
+            for other in reversed(self._open_files.values()):
+                if other.vnode is file.vnode and other.reads_and_writes:
+                    return other.writer
+        return file.writer
 
     async def _drop_privileges(self, vnode: Vnode) -> None:
         mode = mode_without_privileges(vnode.status.mode)
@@ -488,18 +502,22 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def flush(self, fh: int) -> None:
-        vnode = self._file(fh).vnode
+        file = self._file(fh)
+        vnode = file.vnode
         self._table.open_mmaps.flushed(vnode, fh, self._cell.now())
         try:
-            await self._files.store(vnode, sync=False)
+            if file.writer is None:
+                await self._files.store_quietly(vnode)
+            else:
+                await self._files.store(vnode, sync=False, writer=file.writer)
         finally:
             await self._locks.flushed(vnode, current_request().lock_owner)
 
     @handler
     async def fsync(self, fh: int, datasync: bool) -> None:
-        vnode = self._file(fh).vnode
+        file = self._file(fh)
         await self._locks.check(fh)
-        await self._files.store(vnode, sync=True)
+        await self._files.store(file.vnode, sync=True, writer=file.writer)
 
     @handler
     async def release(self, fh: int) -> None:
@@ -509,9 +527,7 @@ class Operations(pyfuse3.Operations):
             if vnode.deleted and vnode.opens == 1:
                 self._files.discard(vnode)
             elif not self._files.gave_up_lately(vnode):
-                await self._files.store(vnode, sync=False)
-        except (Aborted, FsError, ServerUnavailable):
-            return  # logged and kept by the store, which tries again; nobody reads the result of a release
+                await self._files.store_quietly(vnode)  # nobody reads the result of a release
         finally:
             await self._locks.released(vnode, fh)
             file = self._open_files.pop(fh)

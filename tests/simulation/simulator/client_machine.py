@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -10,6 +11,7 @@ from promisefs_client.data.contents import PageCache
 from promisefs_client.data.filestore import FileStore
 from promisefs_client.fuse.kernel import KernelCaches
 from promisefs_client.fuse.range_handlers import RangeHandlers
+from promisefs_client.identity.key import Key
 from promisefs_client.locks.lock_manager import LockManager
 from promisefs_client.names.mount_points import MountPoints
 from promisefs_client.names.namespace import Namespace
@@ -18,8 +20,11 @@ from promisefs_client.network.cell import Cell
 from promisefs_client.network.connections import Connections
 from promisefs_client.network.session import ServerSession
 from promisefs_client.options import MountOptions, Source
-from promisefs_client.vnodes.vnode import ino_of
+from promisefs_client.rejects.keeper import Event, Piece, RejectKeeper
+from promisefs_client.rejects.quarantine import Quarantine
+from promisefs_client.vnodes.vnode import Vnode, ino_of
 from promisefs_client.vnodes.vnode_table import KernelWork, VnodeTable
+from promisefs_protocol.abort import Aborted
 from promisefs_protocol.address import Address
 from promisefs_protocol.messages import CallBack, InitCallBackState3
 
@@ -32,6 +37,19 @@ from .network import Network
 if TYPE_CHECKING:
     from .plan import Step
     from .processes import Process
+
+
+class KeptInMemory(RejectKeeper):
+    """The quarantine of one machine. It takes a moment, as a disk does, but no thread."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__(cell, Quarantine(Path("/nonexistent"), "simulated"), "simulated")
+        self.kept: list[tuple[Vnode, Sequence[Piece], Aborted]] = []
+
+    async def keep(self, vnode: Vnode, event: Event, pieces: Sequence[Piece], key: Key | None, why: Aborted) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.checkpoint()
+        self.kept.append((vnode, pieces, why))
 
 
 class _Notifier:
@@ -105,6 +123,7 @@ class ClientMachine:
         self.names: DentryCacheModel
         self.cell: Cell
         self.files: FileStore
+        self.rejects: KeptInMemory
         self.mount_points: MountPoints
         self.connections: Connections
         self.cache: PageCache
@@ -166,7 +185,8 @@ class ClientMachine:
         notifier = _Notifier(self._note_drop)
         kernel = KernelCaches(notifier, references)
         self.cell = cell = Cell(connections.sessions, connections.locator, table, kernel, nursery, self.now)
-        self.files = FileStore(cell, self.cache, self._options.timeout_s)
+        self.rejects = KeptInMemory(cell)
+        self.files = FileStore(cell, self.cache, self._options.timeout_s, self.rejects)
         names = Namespace(cell)
         self.mount_points = MountPoints(cell, names)
         locks = LockManager(cell, self.files)
