@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import sys
 from pathlib import Path
@@ -74,8 +73,7 @@ def create(directory: Path, name: str) -> None:
 
 @volume.command("list", epilog=_EPILOG)
 @_DIRECTORY
-@click.option("--json", "as_json", is_flag=True, help="For programs: a list of objects; sizes in bytes.")
-def list_(directory: Path, as_json: bool) -> None:
+def list_(directory: Path) -> None:
     """List the volumes in DIR, and those that have moved from there.
 
     \b
@@ -84,9 +82,6 @@ def list_(directory: Path, as_json: bool) -> None:
     """
     with reported():
         volumes = trio.run(_list, directory)
-        if as_json:
-            click.echo(json.dumps([volume._asdict() for volume in volumes]))
-            return
         console = Console() if sys.stdout.isatty() else Console(width=WIDE)
         table = Table("name", "number", "files", "size", "where", box=None, pad_edge=False, header_style="bold")
         for index in (1, 2, 3):

@@ -234,7 +234,7 @@ class DataOperations(ByteOperations):
 
     def _to_change(self, caller: Caller, request: StoreStatus) -> Vnode:
         vnode = self._vnodes.get(request.fid)
-        if request.size is not None:
+        if request.size is not None and not vnode.is_mount_point:
             vnode = self._writable(caller, request.fid)
         else:
             self._access.need_change(caller.identity, vnode)
