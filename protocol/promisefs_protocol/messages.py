@@ -11,7 +11,7 @@ server's control socket only, a Unix socket in its store, without HELLO.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -567,6 +567,9 @@ class GetVolumeStatusReply(NamedTuple):
     blocks_available: U64
     files: U64
     files_free: U64
+    quota: U64  # the most that `used` may grow to; 0: no bound
+    used: U64  # the sizes of all that is in the volume, and 1024 for each
+    read_only: bool
 
 
 class GetEntryByName(NamedTuple):
@@ -610,6 +613,8 @@ class VolumeInfo(NamedTuple):
     files: U64  # vnodes of whatever type, the root directory and unlinked files among them
     size: U64  # of all regular files together, in bytes, holes included
     moved_to: Text  # where the volume is now; empty: here
+    quota: U64  # 0: no bound
+    read_only: bool
 
 
 class ListVolumesReply(NamedTuple):
@@ -632,6 +637,14 @@ class RenameVolume(NamedTuple):
 
     name: Text
     new_name: Text
+
+
+class SetVolume(NamedTuple):
+    """What is None stays as it is. Aborts VNOVOL."""
+
+    name: Text
+    quota: U64 | None  # bytes; 0: no bound
+    read_only: bool | None
 
 
 # CB
@@ -751,6 +764,7 @@ _METHODS = (
     _method("VL.ListVolumes", ListVolumes, ListVolumesReply),
     _method("VL.RemoveVolume", RemoveVolume, Empty),
     _method("VL.RenameVolume", RenameVolume, VolumeEntry),
+    _method("VL.SetVolume", SetVolume, VolumeEntry),
     _method("CB.RenewLease", RenewLease, Empty),
     _method("CB.CallBack", CallBack, CallBackReply),
     _method("CB.InitCallBackState3", InitCallBackState3, Empty),
@@ -760,7 +774,36 @@ _METHODS = (
 
 METHODS: dict[str, Method] = {m.name: m for m in _METHODS}
 METHOD_OF_REQUEST: dict[type[Any], Method] = {m.request: m for m in _METHODS}
+MUTATIONS = (
+    StoreData,
+    AppendData,
+    StoreStatus,
+    StoreACL,
+    Fallocate,
+    CopyRange,
+    SetXattr,
+    RemoveXattr,
+    CreateFile,
+    MakeDir,
+    MakeMountPoint,
+    Symlink,
+    Link,
+    RemoveFile,
+    RemoveDir,
+    RemoveMountPoint,
+    Rename,
+)
+"""What changes something in the volume of the first fid that it names."""
 CONTROL_METHODS = frozenset(
-    {"FS.GetStatistics", "VL.CreateVolume", "VL.ListVolumes", "VL.RemoveVolume", "VL.RenameVolume"}
+    {"FS.GetStatistics", "VL.CreateVolume", "VL.ListVolumes", "VL.RemoveVolume", "VL.RenameVolume", "VL.SetVolume"}
 )
 """Served on a server's control socket, and nowhere else."""
+
+
+def fids_of(request: Any) -> Iterator[Fid]:
+    """The fids in a call's arguments, in their order."""
+    for argument in request:
+        if isinstance(argument, Fid):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from (item for item in argument if isinstance(item, Fid))

@@ -46,7 +46,7 @@ from .promises.hosts import FORGOTTEN_AFTER_S, MAX_HOSTS, Host, HostTable
 from .promises.promises import MAX_PROMISES, PromiseTable
 from .promises.vnode_locks import VnodeLocks
 from .sessions import Session
-from .store.database import is_full
+from .store.database import is_full, is_over_quota
 from .store.deletions import Deletions
 from .store.durability import Durability
 from .store.store import Store, store_errors
@@ -261,6 +261,8 @@ class Fileserver:
                     raise
             return await again()
         except sqlite3.Error as error:
+            if is_over_quota(error):
+                raise Aborted(AbortCode.DQUOT, "the volume's quota is used up") from None
             code = AbortCode.NOSPC if is_full(error) else AbortCode.IO
             log.error("%s: %r", what, error)
             raise Aborted(code, f"the store: {error}") from None

@@ -13,6 +13,7 @@ from promisefs_protocol.abort import AbortCode, Aborted, name_of
 from promisefs_protocol.connection import NOBODY
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
+    MUTATIONS,
     PROTOCOL_VERSION,
     AppendData,
     CreateFile,
@@ -30,6 +31,7 @@ from promisefs_protocol.messages import (
     SetXattr,
     StoreData,
     Symlink,
+    fids_of,
 )
 from promisefs_protocol.observe.tracing import Event, tell, tracing
 from promisefs_protocol.transport import Peer, Reply
@@ -150,6 +152,8 @@ class Session:
     def _operate(self, contact: Contact, request: Any, bulk: bytes | None, context: int) -> Reply | Later:
         operation = self._server.operations.get(type(request))
         if operation is not None:
+            if isinstance(request, MUTATIONS):
+                self._server.store.volumes.check_writable(next(fids_of(request)).volume)
             return operation(Caller(contact, self._identity(context)), request, bulk)
         return self._give_up(contact, request), None
 

@@ -120,6 +120,7 @@ DAMAGES = (
     Damage("xattr-count-wrong", sql(f"UPDATE vnodes SET xattr_count = 0 WHERE vnode = {V | 3}")),
     Damage("vnode-number-wrong", sql("UPDATE volumes SET next_vnode = 4 WHERE volume = 1")),
     Damage("volume-number-wrong", sql("UPDATE store SET next_volume = 2")),
+    Damage("usage-wrong", sql("UPDATE usage SET bytes = bytes + 1")),
     Damage("host-unknown", sql("DELETE FROM hosts")),
     Damage("name-of-nothing", sql(f"INSERT INTO entries VALUES ({V | 1}, x'6161', {V | 99})")),
     Damage("directory-named-twice", sql(f"INSERT INTO entries VALUES ({V | 1}, x'6161', {V | 7})")),
@@ -220,6 +221,7 @@ COLUMNS = {
     "orphan_holders": ("vnode", "host"),
     "volumes": ("next_vnode", "root"),
     "store": ("next_volume",),
+    "usage": ("bytes",),
 }
 
 

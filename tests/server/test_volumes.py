@@ -102,7 +102,10 @@ async def test_volumes_are_listed_with_what_is_in_them(cell: Cell) -> None:
     made = await cell.administer(CreateVolume("second"))
     await fill(a, made.root)
     reply = await cell.administer(LISTED)
-    assert reply.volumes == (VolumeInfo("root", 1, 1, 0, ""), VolumeInfo("second", 2, 4, 10 + 10_005, ""))
+    assert reply.volumes == (
+        VolumeInfo("root", 1, 1, 0, "", 0, False),
+        VolumeInfo("second", 2, 4, 10 + 10_005, "", 0, False),
+    )
     assert not reply.more
     assert (await cell.administer(ListVolumes(1))).volumes == reply.volumes[1:]
 

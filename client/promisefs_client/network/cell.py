@@ -20,30 +20,15 @@ from promisefs_protocol.connection import Piece
 from promisefs_protocol.ids import Fid, PromisedStatus
 from promisefs_protocol.messages import (
     MAX_LIST,
-    AppendData,
+    MUTATIONS,
     Break,
     Changed,
-    CopyRange,
-    CreateFile,
-    Fallocate,
     FetchStatus,
     GetVolumeStatus,
     GiveUpCallBacks,
     GiveUpOpen,
     InlineBulkStatus,
-    Link,
-    MakeDir,
-    MakeMountPoint,
-    RemoveDir,
-    RemoveFile,
-    RemoveMountPoint,
-    RemoveXattr,
-    Rename,
-    SetXattr,
-    StoreACL,
-    StoreData,
-    StoreStatus,
-    Symlink,
+    fids_of,
 )
 
 from promisefs_client.data.contents import FileContents
@@ -65,26 +50,6 @@ from .session import ServerSession
 
 log = logging.getLogger(__name__)
 
-MUTATIONS = (
-    StoreData,
-    AppendData,
-    StoreStatus,
-    StoreACL,
-    Fallocate,
-    CopyRange,
-    SetXattr,
-    RemoveXattr,
-    CreateFile,
-    MakeDir,
-    MakeMountPoint,
-    Symlink,
-    Link,
-    RemoveFile,
-    RemoveDir,
-    RemoveMountPoint,
-    Rename,
-)
-
 RENEW_EVERY_S = 30.0
 RENEW_BEFORE_S = 90.0
 """Promises on open files are renewed when less than this is left: a mapping has no other moment to ask."""
@@ -100,15 +65,6 @@ class Answer(NamedTuple):
     reply: Any
     bulk: bytes | None
     mark: CallMark
-
-
-def fids_of(request: Any) -> Iterator[Fid]:
-    """The fids in a call's arguments, in their order."""
-    for argument in request:
-        if isinstance(argument, Fid):
-            yield argument
-        elif isinstance(argument, tuple):
-            yield from (item for item in argument if isinstance(item, Fid))
 
 
 def volume_of(request: Any) -> int:

@@ -22,6 +22,7 @@ from promisefs_protocol.messages import (
     ListVolumesReply,
     RemoveVolume,
     RenameVolume,
+    SetVolume,
     VolumeEntry,
     VolumeInfo,
 )
@@ -54,6 +55,7 @@ class Administration:
             ListVolumes: self.list,
             RemoveVolume: self.remove,
             RenameVolume: self.rename,
+            SetVolume: self.set,
         }
 
     def serves(self, request: Any) -> bool:
@@ -81,13 +83,31 @@ class Administration:
         await self._make_durable()
         return entry
 
+    async def set(self, request: SetVolume) -> VolumeEntry:
+        volumes = self._store.volumes
+        volume = volumes.by_name(request.name)
+        if request.quota is not None:
+            volume = volumes.set_quota(request.name, request.quota)
+        if request.read_only is not None:
+            volume = volumes.set_read_only(request.name, request.read_only)
+            await self._announce()
+        await self._make_durable()
+        return volume_entry(self._store, volume)
+
     async def list(self, request: ListVolumes) -> ListVolumesReply:
         there = self._store.volumes.in_state(VolumeState.HERE, VolumeState.LEAVING, VolumeState.MOVED)
         there = [volume for volume in there if volume.volume > request.after]
         page, more = there[:MAX_PAGE_VOLUMES], len(there) > MAX_PAGE_VOLUMES
         found = await trio.to_thread.run_sync(sizes, self._store.database.path, page)
         infos = (
-            VolumeInfo(volume.name, volume.volume, *found.get(volume.volume, (0, 0)), _moved_to(volume))
+            VolumeInfo(
+                volume.name,
+                volume.volume,
+                *found.get(volume.volume, (0, 0)),
+                _moved_to(volume),
+                volume.quota_bytes,
+                volume.read_only,
+            )
             for volume in page
         )
         return ListVolumesReply(tuple(infos), more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from promisefs_protocol.messages import (
     ListVolumesReply,
     RemoveVolume,
     RenameVolume,
+    SetVolume,
     VolumeInfo,
 )
 from promisefs_protocol.transport import ConnectionLost, Peer, Reply
@@ -88,6 +90,8 @@ def list_(directory: Path) -> None:
             table.columns[index].justify = "right"
         for info in volumes:
             where = f"moved to {info.moved_to}" if info.moved_to else "here"
+            where += f", quota {decimal(info.quota)}" if info.quota else ""
+            where += ", read-only" if info.read_only else ""
             table.add_row(escape(info.name), str(info.volume), str(info.files), decimal(info.size), escape(where))
         console.print(table)
 
@@ -138,6 +142,49 @@ def rename(directory: Path, old: str, new: str) -> None:
     with reported():
         trio.run(_ask, directory, RenameVolume(old, new))
         click.echo(f"renamed volume {old} to {new}")
+
+
+@volume.command(epilog=_EPILOG)
+@_DIRECTORY
+@click.argument("name")
+@click.argument("size", metavar="SIZE")
+def setquota(directory: Path, name: str, size: str) -> None:
+    """Let the volume NAME grow to SIZE at most; 0 takes the bound away.
+
+    SIZE is a number of bytes, or with K, M, G, T. What counts is the sizes of all files, directories and links,
+    holes included, and 1 KiB for each. A volume that has more already keeps it, but does not grow.
+
+    \b
+    Example:
+      promisefsd volume setquota /srv/promisefs projects 20G
+    """
+    with reported():
+        match = re.fullmatch(r"(\d{1,15})([KMGT]?)(?:i?B)?", size, re.IGNORECASE)
+        if match is None:
+            raise click.UsageError(f"{size!r} is not a size like 20G")
+        quota = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2].upper()]
+        if quota >= 1 << 62:
+            raise click.UsageError(f"{size!r} is too much")
+        trio.run(_ask, directory, SetVolume(name, quota, None))
+        click.echo(f"volume {name} may grow to {decimal(quota)}" if quota else f"volume {name} has no quota")
+
+
+@volume.command("set", epilog=_EPILOG)
+@_DIRECTORY
+@click.argument("name")
+@click.option("--read-only/--read-write", "read_only", required=True, default=None, help="Whether anything may change.")
+def set_(directory: Path, name: str, read_only: bool) -> None:
+    """Have nothing in the volume NAME changed (EROFS), or let it be changed again.
+
+    What clients have written and not stored when it becomes read-only is refused, and goes to their quarantines.
+
+    \b
+    Example:
+      promisefsd volume set /srv/promisefs archive --read-only
+    """
+    with reported():
+        trio.run(_ask, directory, SetVolume(name, None, read_only))
+        click.echo(f"volume {name} is {'read-only' if read_only else 'read-write'}")
 
 
 @volume.command(epilog=_EPILOG)

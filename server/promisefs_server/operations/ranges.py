@@ -87,6 +87,7 @@ class RangeOperations(ByteOperations):
         end = request.offset + request.length
         zeros = bool(mode & FallocateMode.ZERO_RANGE)
         size = vnode.size if mode & FallocateMode.KEEP_SIZE else max(vnode.size, end)
+        self._store.volumes.check_quota(vnode.volume, size - vnode.size)
         changed = _changed(vnode)._replace(sparse=1, size=size)  # it may take more room than its size
         with self.data_file(vnode, create=True) as file:
             assert file is not None

@@ -151,12 +151,17 @@ class ReadOperations(Operations):
         if root is not None:
             self._access.need_status(caller.identity, root)
         disk = os.statvfs(self._store.folder)
-        return (
-            GetVolumeStatusReply(
-                volume.name, disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail, disk.f_files, disk.f_ffree
-            ),
-            None,
-        )
+        free, available, blocks = disk.f_bfree, disk.f_bavail, disk.f_blocks
+        used = self._store.volumes.usage_bytes(volume.volume)
+        if volume.quota_bytes:
+            blocks = min(blocks, volume.quota_bytes // disk.f_frsize)
+            left = max(0, volume.quota_bytes - used) // disk.f_frsize
+            free, available = min(free, left), min(available, left)
+        reply = GetVolumeStatusReply(
+            volume.name, disk.f_frsize, blocks, free, available, disk.f_files, disk.f_ffree,
+            volume.quota_bytes, used, volume.read_only,
+        )  # fmt: skip
+        return reply, None
 
     def get_entry_by_name(self, caller: Caller, request: GetEntryByName, bulk: bytes | None) -> Reply:
         return volume_entry(self._store, self._store.volumes.by_name(request.name)), None

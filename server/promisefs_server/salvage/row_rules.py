@@ -170,6 +170,15 @@ ROW_RULES = (
         "UPDATE store SET next_volume = :right",
     ),
     RowRule(
+        "usage-wrong",
+        "volume {volume} is noted as taking {bytes} bytes, and takes {right}",
+        "SELECT 0 AS vnode, volume, coalesce(bytes, 0) AS bytes, coalesce(counted, 0) AS right FROM"
+        " (SELECT volume FROM volumes UNION SELECT volume FROM usage) LEFT JOIN usage USING (volume) LEFT JOIN"
+        f" (SELECT vnode >> {VNODE_BITS} AS volume, sum(size + 1024) AS counted FROM vnodes GROUP BY 1) USING (volume)"
+        " WHERE coalesce(bytes, 0) != coalesce(counted, 0)",
+        "INSERT OR REPLACE INTO usage SELECT :volume, :right",
+    ),
+    RowRule(
         "host-unknown",
         "{count} things are kept for client {host}, which is not known",
         "SELECT 0 AS vnode, host, count(*) AS count FROM"

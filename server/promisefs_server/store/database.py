@@ -13,6 +13,7 @@ I3  No code here opens the main database file by itself: closing such a descript
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,8 @@ DATABASE_NAME = "store.sqlite"
 APPLICATION_ID = 0x70667364  # "pfsd"
 CACHE_KIB = 16384
 BUSY_TIMEOUT_S = 5.0
+OVER_QUOTA = "over quota"
+"""What the trigger `bounded` says."""
 WAL_BYTES = 32 << 20
 """Beyond this the WAL is made to begin anew, and is cut to this then."""
 _NO_DAMAGE = frozenset(
@@ -172,6 +175,11 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def is_over_quota(error: sqlite3.Error) -> bool:
+    """Whether the volume's quota is why: a trigger of schema.sql has said so."""
+    return isinstance(error, sqlite3.IntegrityError) and str(error) == OVER_QUOTA
+
+
 def is_full(error: sqlite3.Error) -> bool:
     """Whether the disk's being full is why."""
     return getattr(error, "sqlite_errorcode", 0) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
@@ -211,6 +219,11 @@ class _Transaction:
             self._database.execute("ROLLBACK")
 
 
-def _statements(script: str) -> list[str]:
-    lines = [line for line in script.splitlines() if not line.startswith("--")]
-    return [s for s in "\n".join(lines).split(";") if s.strip()]
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for line in script.splitlines():
+        if not line.startswith("--"):
+            statement += line + "\n"
+            if sqlite3.complete_statement(statement):
+                yield statement.strip().rstrip(";")
+                statement = ""

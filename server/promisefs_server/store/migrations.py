@@ -60,7 +60,32 @@ def _give_lists(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT INTO acls VALUES (1, x'929192d1ff347f90')")
 
 
-STEPS: tuple[Step, ...] = (_give_lists,)
+def _count_usage(connection: sqlite3.Connection) -> None:
+    """Version 5: quotas, read-only volumes."""
+    connection.execute("ALTER TABLE volumes ADD COLUMN quota INTEGER NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE volumes ADD COLUMN read_only INTEGER NOT NULL DEFAULT 0")
+    connection.execute("CREATE TABLE usage (volume INTEGER PRIMARY KEY, bytes INTEGER NOT NULL)")
+    connection.execute("INSERT INTO usage SELECT vnode >> 40, sum(size + 1024) FROM vnodes GROUP BY 1")
+    for trigger in (
+        """CREATE TRIGGER made AFTER INSERT ON vnodes BEGIN
+    INSERT INTO usage VALUES (NEW.vnode >> 40, NEW.size + 1024)
+        ON CONFLICT (volume) DO UPDATE SET bytes = bytes + excluded.bytes;
+END""",
+        """CREATE TRIGGER resized AFTER UPDATE OF size ON vnodes WHEN NEW.size <> OLD.size BEGIN
+    UPDATE usage SET bytes = bytes + NEW.size - OLD.size WHERE volume = NEW.vnode >> 40;
+END""",
+        """CREATE TRIGGER deleted AFTER DELETE ON vnodes BEGIN
+    UPDATE usage SET bytes = bytes - OLD.size - 1024 WHERE volume = OLD.vnode >> 40;
+END""",
+        """CREATE TRIGGER bounded AFTER UPDATE OF bytes ON usage WHEN NEW.bytes > OLD.bytes BEGIN
+    SELECT RAISE(ABORT, 'over quota') FROM volumes
+        WHERE volume = NEW.volume AND quota > 0 AND NEW.bytes > quota AND state = 'here';
+END""",
+    ):
+        connection.execute(trigger)
+
+
+STEPS: tuple[Step, ...] = (_give_lists, _count_usage)
 
 
 def schema_version() -> int:

@@ -18,6 +18,9 @@
 --   root             vnode of the root directory
 --   next_vnode       no number from here on has been used; some are left out at every start that follows an unclean end
 --   incarnation      +1 at every start that was not preceded by a clean shutdown
+--   quota            the most that `usage.bytes` may grow to; 0: no bound
+--   read_only        1: nothing in it is changed
+-- usage        what each volume takes, kept by triggers: the sizes of all its vnodes, and 1024 for each
 -- vnodes       everything that has a fid
 --   uniquifier       random; makes forged and mistaken fids fail
 --   mode             type and permission bits, as st_mode; the type 0o160000 is a mount point
@@ -61,7 +64,9 @@ CREATE TABLE volumes (
     incarnation INTEGER NOT NULL,
     state TEXT NOT NULL,
     other_store BLOB,
-    other_number INTEGER
+    other_number INTEGER,
+    quota INTEGER NOT NULL DEFAULT 0,
+    read_only INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX volume_names ON volumes (name) WHERE state IN ('here', 'leaving');
 
@@ -133,3 +138,26 @@ CREATE TABLE replies (
     reply BLOB NOT NULL,
     PRIMARY KEY (host, number)
 ) WITHOUT ROWID;
+
+CREATE TABLE usage (
+    volume INTEGER PRIMARY KEY,
+    bytes INTEGER NOT NULL
+);
+
+CREATE TRIGGER made AFTER INSERT ON vnodes BEGIN
+    INSERT INTO usage VALUES (NEW.vnode >> 40, NEW.size + 1024)
+        ON CONFLICT (volume) DO UPDATE SET bytes = bytes + excluded.bytes;
+END;
+
+CREATE TRIGGER resized AFTER UPDATE OF size ON vnodes WHEN NEW.size <> OLD.size BEGIN
+    UPDATE usage SET bytes = bytes + NEW.size - OLD.size WHERE volume = NEW.vnode >> 40;
+END;
+
+CREATE TRIGGER deleted AFTER DELETE ON vnodes BEGIN
+    UPDATE usage SET bytes = bytes - OLD.size - 1024 WHERE volume = OLD.vnode >> 40;
+END;
+
+CREATE TRIGGER bounded AFTER UPDATE OF bytes ON usage WHEN NEW.bytes > OLD.bytes BEGIN
+    SELECT RAISE(ABORT, 'over quota') FROM volumes
+        WHERE volume = NEW.volume AND quota > 0 AND NEW.bytes > quota AND state = 'here';
+END;

@@ -39,7 +39,7 @@ ROOT_VOLUME_NAME = "root"
 ROOT_VNODE = 1
 DIRECTORY_SIZE_BYTES = 4096
 
-_COLUMNS = "volume, name, root, next_vnode, incarnation, state, other_store, other_number"
+_COLUMNS = "volume, name, root, next_vnode, incarnation, state, other_store, other_number, quota, read_only"
 
 
 class VolumeState(enum.StrEnum):
@@ -69,6 +69,9 @@ class Volume:
     state: VolumeState = VolumeState.HERE
     other_store: bytes | None = None
     other_number: int | None = None
+    quota_bytes: int = 0
+    """The most that `VolumeTable.usage` may grow to; 0: no bound."""
+    read_only: bool = False
 
     @property
     def keys(self) -> tuple[int, int]:
@@ -83,11 +86,21 @@ class VolumeTable:
         self._database = database
         self._server = server
         self._by_number: dict[int, Volume] = {}
-        for number, name, root, next_vnode, incarnation, state, other, other_number in database.rows(
+        for number, name, root, next_vnode, incarnation, state, other, other_number, quota, read_only in database.rows(
             f"SELECT {_COLUMNS} FROM volumes"
         ):
             self._by_number[number] = Volume(
-                number, name, root, incarnation, next_vnode, next_vnode, VolumeState(state), other, other_number
+                number,
+                name,
+                root,
+                incarnation,
+                next_vnode,
+                next_vnode,
+                VolumeState(state),
+                other,
+                other_number,
+                quota,
+                bool(read_only),
             )
 
     # Reading
@@ -170,6 +183,39 @@ class VolumeTable:
         self.set_state(volume, VolumeState.REMOVED)
         return volume
 
+    def usage_bytes(self, number: int) -> int:
+        """What a volume takes: the sizes of all that is in it, and 1024 for each."""
+        found = self._database.execute("SELECT bytes FROM usage WHERE volume = ?", (number,)).fetchone()
+        return int(found[0]) if found else 0
+
+    def check_quota(self, number: int, growth_bytes: int) -> None:
+        """Abort DQUOT if a volume may not grow so much: before something is done that the transaction cannot undo."""
+        quota = self.get(number).quota_bytes
+        if growth_bytes > 0 and quota and self.usage_bytes(number) + growth_bytes > quota:
+            raise Aborted(AbortCode.DQUOT, "the volume's quota is used up")
+
+    def check_writable(self, number: int) -> None:
+        """Abort ROFS; whether the volume is here at all is for others to say."""
+        volume = self._by_number.get(number)
+        if volume is not None and volume.read_only:
+            raise Aborted(AbortCode.ROFS, f"volume {volume.name} is read-only")
+
+    def set_quota(self, name: str, quota_bytes: int) -> Volume:
+        """0: no bound. It may be less than what is used: then nothing grows. Abort VNOVOL."""
+        volume = self.by_name(name)
+        with self._database.transaction():
+            self._database.execute("UPDATE volumes SET quota = ? WHERE volume = ?", (quota_bytes, volume.volume))
+        volume.quota_bytes = quota_bytes
+        return volume
+
+    def set_read_only(self, name: str, read_only: bool) -> Volume:
+        """Abort VNOVOL."""
+        volume = self.by_name(name)
+        with self._database.transaction():
+            self._database.execute("UPDATE volumes SET read_only = ? WHERE volume = ?", (read_only, volume.volume))
+        volume.read_only = read_only
+        return volume
+
     def set_state(
         self, volume: Volume, state: VolumeState, other_store: bytes | None = None, other_number: int | None = None
     ) -> None:
@@ -185,10 +231,12 @@ class VolumeTable:
         assert volume.state is VolumeState.ARRIVING
         row = (
             volume.volume, volume.name, volume.root, volume.next_vnode, volume.incarnation, volume.state,
-            volume.other_store, volume.other_number,
+            volume.other_store, volume.other_number, volume.quota_bytes, volume.read_only,
         )  # fmt: skip
         with self._database.transaction():
-            self._database.execute(f"INSERT OR REPLACE INTO volumes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+            self._database.execute(
+                f"INSERT OR REPLACE INTO volumes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row
+            )
         self._by_number[volume.volume] = volume
 
     def forget(self, volume: Volume) -> None:
@@ -206,7 +254,9 @@ class VolumeTable:
         check_free(name, self.in_state(*LIVE))
 
     def check_invariants(self) -> None:
-        """Assert I4."""
+        """Assert I4, and that the usage is what there is."""
+        counted = "SELECT vnode >> 40, sum(size + 1024) FROM vnodes GROUP BY 1 EXCEPT SELECT volume, bytes FROM usage"
+        assert not self._database.rows(counted), "usage"
         rows = {
             row[0]: row[1:]
             for row in self._database.rows("SELECT volume, name, root, state, incarnation, next_vnode FROM volumes")
@@ -233,7 +283,7 @@ def insert_volume(database: Database, number: int, name: str, uid: int, gid: int
     root = number << VNODE_BITS | ROOT_VNODE
     volume = Volume(number, name, root, 1, ROOT_VNODE + 1, ROOT_VNODE + 1)
     database.execute(
-        f"INSERT INTO volumes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, NULL, NULL)",
+        f"INSERT INTO volumes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, NULL, NULL, 0, 0)",
         (number, name, root, volume.next_vnode, volume.incarnation, volume.state),
     )
     database.execute(
