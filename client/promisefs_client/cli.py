@@ -23,6 +23,7 @@ from .commands.mmaps_view import fetch_mmaps, mmaps_table
 from .commands.mounts import MountEntry, find_mount, list_mounts
 from .commands.rejects import rejects
 from .commands.status_view import error_line, fetch_status, mount_table, overview, place_of, printable
+from .commands.top import top
 from .commands.trace import trace
 from .commands.unmounting import unmount as unmount_entry
 from .errors import ExitCode, UserError
@@ -246,6 +247,7 @@ def _fetch_or_error(fetch: Callable[[MountEntry], dict[str, Any]], entry: MountE
 
 cli.add_command(fs)
 cli.add_command(rejects)
+cli.add_command(top)
 cli.add_command(trace)
 
 

@@ -24,6 +24,7 @@ from promisefs_protocol.observe.metrics import encoded
 
 from .commands.check import check
 from .commands.failures import reported
+from .commands.top import top
 from .commands.volume import volume
 from .errors import AddressError
 from .observe.metrics import METRICS
@@ -50,6 +51,7 @@ def main() -> None:
     """The promisefs file server."""
 
 
+main.add_command(top)
 main.add_command(volume)
 main.add_command(check)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
 from pathlib import Path
@@ -18,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 if TYPE_CHECKING:
     from conftest import MakeCell, View
 
-PROMISEFS = Path(sys.executable).with_name("promisefs")
+PROMISEFS, PROMISEFSD = (Path(sys.executable).with_name(name) for name in ("promisefs", "promisefsd"))
 
 
 def test_trace_follows_one_file_and_ends_with_its_reader(cell: View) -> None:
@@ -75,3 +77,40 @@ def scraped(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     with urllib.request.urlopen(url, timeout=20) as answer:
         families = text_string_to_metric_families(answer.read().decode())
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def test_top_of_a_mount_and_of_a_server(cell: View) -> None:
+    """One object an interval; on a terminal it is drawn until q is pressed, and leaves the terminal as it was."""
+    mountpoint, store = cell.running.mountpoint("m1"), cell.running.store_of(0)
+    of_mount = subprocess.Popen([PROMISEFS, "top", mountpoint, "--json", "-n", "2"], stdout=subprocess.PIPE, text=True)
+    assert of_mount.stdout is not None
+    first = json.loads(of_mount.stdout.readline())
+    (cell.a / "f").write_text("12345")
+    second = json.loads(of_mount.communicate(timeout=30)[0])
+    assert first["mountpoint"] == second["mountpoint"] == str(mountpoint)
+    assert second["operations"]["create"]["per_s"] > 0 and second["written_bytes_per_s"] > 0
+    command = [PROMISEFSD, "top", store, "--json", "-n", "1"]
+    of_server = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=30).stdout)
+    assert of_server["clients_connected"] == 2
+    for command, title in (([PROMISEFS, "top"], b"mounts"), ([PROMISEFSD, "top", store], b"promisefsd top")):
+        assert_drawn_until_q(command, title)
+
+
+def assert_drawn_until_q(command: list[str | Path], title: bytes) -> None:
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(ours, (24, 80))
+    before = termios.tcgetattr(theirs)
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    shown = b""
+    while title not in shown:
+        assert select.select([ours], [], [], 30)[0], shown
+        shown += os.read(ours, 65536)
+    os.write(ours, b"q")
+    while process.poll() is None:
+        if select.select([ours], [], [], 0.05)[0]:
+            shown += os.read(ours, 65536)
+    assert process.returncode == 0, shown
+    assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+    os.close(theirs)

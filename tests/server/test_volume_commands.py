@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 from pathlib import Path
@@ -236,3 +237,10 @@ def test_a_store_is_served_as_what_it_is(tmp_path: Path, folder: Path) -> None:
         status, stdout, stderr = run("serve", str(folder), *options)
         assert (status, stdout, words in stderr) == (code, "", True), stderr
         assert "go together" in words or stderr.count("\n") == 1
+
+
+def test_list_for_programs(store: Path) -> None:
+    assert run("volume", "create", str(store), "projects")[0] == 0
+    status, output, _ = run("volume", "list", str(store), "--json")
+    listed = json.loads(output)
+    assert status == 0 and [(v["name"], v["files"], v["size"]) for v in listed] == [("root", 1, 0), ("projects", 1, 0)]

@@ -124,3 +124,23 @@ def quantile_s(timing: Mapping[str, Any], share: float) -> float:
         wanted -= count
         below = bound
     return BOUNDS_S[-1] if sum(buckets) else 0.0
+
+
+def pace(before: Mapping[str, Any] | None, after: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What was done from `before` to `after`, `seconds` later: how often a second, and how long it took."""
+    since = between(before, after)
+    return {
+        "per_s": sum(since["buckets"]) / seconds,
+        "mean_s": mean_s(since),
+        "p50_s": quantile_s(since, 0.5),
+        "p99_s": quantile_s(since, 0.99),
+        "failed_per_s": sum(since["failures"].values()) / seconds,
+    }
+
+
+def paces(
+    before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]], seconds: float
+) -> dict[str, dict[str, Any]]:
+    """`pace` of each, by name; only of those of which some were done."""
+    each = {name: pace(before.get(name), timing, seconds) for name, timing in after.items()}
+    return {name: one for name, one in each.items() if one["per_s"]}

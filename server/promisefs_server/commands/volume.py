@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import sys
@@ -75,7 +76,8 @@ def create(directory: Path, name: str) -> None:
 
 @volume.command("list", epilog=_EPILOG)
 @_DIRECTORY
-def list_(directory: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="For programs: a list of objects; sizes in bytes.")
+def list_(directory: Path, as_json: bool) -> None:
     """List the volumes in DIR, and those that have moved from there.
 
     \b
@@ -84,6 +86,9 @@ def list_(directory: Path) -> None:
     """
     with reported():
         volumes = trio.run(_list, directory)
+        if as_json:
+            click.echo(json.dumps([volume._asdict() for volume in volumes]))
+            return
         console = Console() if sys.stdout.isatty() else Console(width=WIDE)
         table = Table("name", "number", "files", "size", "where", box=None, pad_edge=False, header_style="bold")
         for index in (1, 2, 3):
