@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import click
-from bench_lib import calls, files, locks, memory, visible
+from bench_lib import calls, files, locks, memory, pictures, visible
 from bench_lib.targets import LocalDirectory, PromisefsMounts, SshfsMounts, SshfsUnusable, Target
 from cell_lib import mounts
 from cell_lib.cell import Cell, CellError
@@ -43,6 +43,8 @@ class Results:
 
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
     visible: dict[str, dict[str, visible.Visibility]] = field(default_factory=dict)
+    unseen: list[tuple[str, str]] = field(default_factory=list)
+    """(way to look, target) of what was not seen at all."""
     locks: list[locks.Handover] = field(default_factory=list)
     memory: memory.Memory | None = None
     calls: list[calls.Calls] = field(default_factory=list)
@@ -61,7 +63,13 @@ def measure_all(targets: Sequence[Target], names: Sequence[str], quick: bool, gu
         guard.arm(MEASUREMENT_LIMIT_S)
         try:
             work()
-        except (OSError, CellError, visible.NeverSeen, subprocess.SubprocessError) as problem:
+        except visible.NeverSeen as problem:
+            if target.name == "sshfs":  # it promises nothing of the kind
+                results.unseen.append((problem.kind, target.name))
+                results.notes.append(f"{name} on {target.name}: {problem}")
+            else:
+                results.failures.append(f"{name} on {target.name}: {problem}")
+        except (OSError, CellError, subprocess.SubprocessError) as problem:
             results.failures.append(f"{name} on {target.name}: {problem}")
         if guard.disarm():
             results.failures.append(
@@ -146,7 +154,7 @@ def as_json(results: Results, targets: Sequence[Target], quick: bool) -> str:
             "targets": [target.name for target in targets],
             "rates": {name: {"unit": units[name], **rates} for name, rates in results.rates.items()},
             "visible": {
-                kind: {name: asdict(seen) for name, seen in by_target.items()}
+                kind: {name: _without_delays(asdict(seen)) for name, seen in by_target.items()}
                 for kind, by_target in results.visible.items()
             },
             "locks": [asdict(handover) for handover in results.locks],
@@ -159,7 +167,14 @@ def as_json(results: Results, targets: Sequence[Target], quick: bool) -> str:
     )
 
 
-def run(directory: Path, names: Sequence[str], quick: bool, with_sshfs: bool, print_json: bool) -> int:
+def _without_delays(seen: dict[str, object]) -> dict[str, object]:
+    del seen["delays_ms"]
+    return seen
+
+
+def run(
+    directory: Path, names: Sequence[str], quick: bool, with_sshfs: bool, print_json: bool, plot_to: Path | None
+) -> int:
     cell = Cell(directory / "cell")
     sshfs: SshfsMounts | None = None
     notes: list[str] = []
@@ -177,7 +192,7 @@ def run(directory: Path, names: Sequence[str], quick: bool, with_sshfs: bool, pr
                 except SshfsUnusable as reason:
                     notes.append(f"sshfs is not measured: {reason}")
             results = measure_all(targets, names, quick, guard)
-            results.notes = notes
+            results.notes += notes
             if MEMORY in names:
                 progress.print("[dim]memory ...[/dim]")
                 guard.arm(memory.LIMIT_S)
@@ -194,6 +209,8 @@ def run(directory: Path, names: Sequence[str], quick: bool, with_sshfs: bool, pr
                 sshfs.close()
             complaints = cell.down()
     results.failures += complaints
+    if plot_to is not None:
+        pictures.draw(results.rates, results.visible, results.unseen, plot_to)
     if print_json:
         print(as_json(results, targets, quick))
     else:
@@ -224,13 +241,22 @@ def _interrupt(_signal_number: int, _frame: FrameType | None) -> None:
 @click.option("--only", "only", multiple=True, metavar="NAME", type=click.Choice(NAMES), help="Only this; repeatable.")
 @click.option("--quick", is_flag=True, help="Less of everything: shows that it works, its numbers mean little.")
 @click.option("--json", "print_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option(
+    "--plot",
+    "plot_to",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIRECTORY",
+    help="Draw the results there, as speed.png and visible.png. Needs matplotlib (scripts/setup.sh --plot).",
+)
 @click.option("--no-sshfs", is_flag=True, help="Leave sshfs out.")
 @click.option(
     "--directory",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Where to work, so which disk is measured [default: the directory for temporary files].",
 )
-def main(only: tuple[str, ...], quick: bool, print_json: bool, no_sshfs: bool, directory: Path | None) -> None:
+def main(
+    only: tuple[str, ...], quick: bool, print_json: bool, plot_to: Path | None, no_sshfs: bool, directory: Path | None
+) -> None:
     """Measure promisefs mounts, a local directory of the same disk, and sshfs.
 
     Cold, for promisefs and sshfs: through a mount that has not seen the data; the server's page cache is warm. For the
@@ -239,16 +265,20 @@ def main(only: tuple[str, ...], quick: bool, print_json: bool, no_sshfs: bool, d
     Two are measured only if asked for: --only memory streams 4 GiB and makes 200,000 files; --only calls
     counts the upcalls and RPCs of ordinary tools.
 
+    sshfs is measured against an sshd of its own, if sshfs and sshd are installed.
+
     Exit status: 0; 1 if something failed or promisefs showed a stale read; 2 usage.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     if reason := mounts.why_fuse_is_unusable():
         raise CellError(reason)
+    if plot_to is not None:
+        pictures.check_matplotlib()
     names = only or tuple(name for name in NAMES if name not in ON_REQUEST)
     work = Path(tempfile.mkdtemp(prefix="promisefs-bench-", dir=directory)).resolve()
     try:
-        status = run(work, names, quick, not no_sshfs, print_json)
+        status = run(work, names, quick, not no_sshfs, print_json, plot_to)
     finally:
         if not mounts.fuse_mounts_below(work):
             with suppress(subprocess.SubprocessError):
@@ -259,6 +289,6 @@ def main(only: tuple[str, ...], quick: bool, print_json: bool, no_sshfs: bool, d
 if __name__ == "__main__":
     try:
         main.main(standalone_mode=True, prog_name="scripts/bench")
-    except (CellError, OSError) as problem:
+    except (CellError, OSError, pictures.PlotError) as problem:
         print(f"bench: {problem}", file=sys.stderr)
         sys.exit(1)

@@ -7,6 +7,7 @@ directory files whose pages were given up by posix_fadvise (its names and inodes
 
 from __future__ import annotations
 
+import getpass
 import os
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from typing import Protocol
 
 from cell_lib import mounts, processes
 from cell_lib.cell import Cell
+
+from .sshd import Sshd, SshdUnusable
 
 _SSHFS_S = 20.0
 
@@ -106,23 +109,17 @@ class SshfsMounts:
         self._directory = directory
         self._environment = processes.environment(mark)
         self._made = 0
+        directory.mkdir()
+        (directory / "files").mkdir()
         try:
-            test = subprocess.run(
-                ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", "localhost", "true"],
-                capture_output=True,
-                text=True,
-                timeout=_SSHFS_S,
-                check=False,
-            )
-            if test.returncode:
-                raise SshfsUnusable(f"ssh localhost does not work without a password: {test.stderr.strip()}")
-            directory.mkdir()
-            (directory / "files").mkdir()
+            self._sshd = Sshd(directory / "sshd", self._environment)
+        except (SshdUnusable, subprocess.SubprocessError) as reason:
+            raise SshfsUnusable(str(reason)) from None
+        try:
             self._views = [self._mount(), self._mount()]
-        except FileNotFoundError as missing:
-            raise SshfsUnusable(f"{missing.filename} is not installed") from None
-        except subprocess.TimeoutExpired:
-            raise SshfsUnusable("ssh localhost does not answer") from None
+        except BaseException:
+            self._sshd.close()
+            raise
 
     def warm(self) -> Path:
         return self._views[0]
@@ -140,12 +137,14 @@ class SshfsMounts:
     def close(self) -> None:
         for view in self._views:
             self._unmount(view)
+        self._sshd.close()
 
     def _mount(self) -> Path:
         self._made += 1
         view = self._directory / f"s{self._made}"
         view.mkdir()
-        command = ["sshfs", f"localhost:{self._directory / 'files'}", str(view), "-o", "BatchMode=yes"]
+        source = f"{getpass.getuser()}@127.0.0.1:{self._directory / 'files'}"
+        command = ["sshfs", source, str(view), *self._sshd.options]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_SSHFS_S, check=False, env=self._environment
         )

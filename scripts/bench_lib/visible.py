@@ -26,7 +26,7 @@ WRITER = Path(__file__).with_name("visible_writer.py")
 KINDS = ("read", "mmap", "stat", "listing")
 FULL_STEPS = 500
 QUICK_STEPS = 100
-_SEEN_S = 10.0
+SEEN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,16 @@ class Visibility:
     steps: int
     write_median_ms: float
     """What the writer waited for its change and fsync."""
+    delays_ms: tuple[float, ...]
+    """All of them, shortest first."""
 
 
 class NeverSeen(Exception):
-    """A step was not seen within _SEEN_S."""
+    """A step was not seen within SEEN_S."""
+
+    def __init__(self, kind: str, step: int) -> None:
+        super().__init__(f"{kind}: step {step} is not seen after {SEEN_S:g} s")
+        self.kind = kind
 
 
 def measure(target: Target, kind: str, steps: int) -> Visibility:
@@ -66,18 +72,19 @@ def measure(target: Target, kind: str, steps: int) -> Visibility:
                 began_ns, done_ns = int(line[0]), int(line[1])
                 if look() < step:
                     stale += 1
-                    deadline = time.monotonic() + _SEEN_S
+                    deadline = time.monotonic() + SEEN_S
                     while look() < step:
                         if time.monotonic() > deadline:
-                            raise NeverSeen(f"{kind}: step {step} is not seen after {_SEEN_S:g} s")
+                            raise NeverSeen(kind, step)
                 delays_ms.append((time.monotonic_ns() - done_ns) / 1e6)
                 writes_ms.append((done_ns - began_ns) / 1e6)
         finally:
             writer.stdin.close()
-            writer.wait(_SEEN_S)
+            writer.wait(SEEN_S)
             writer.stdout.close()
     p99_ms = statistics.quantiles(delays_ms, n=100, method="inclusive")[98]
-    return Visibility(kind, statistics.median(delays_ms), p99_ms, stale, steps, statistics.median(writes_ms))
+    median_ms, write_median_ms = statistics.median(delays_ms), statistics.median(writes_ms)
+    return Visibility(kind, median_ms, p99_ms, stale, steps, write_median_ms, tuple(sorted(delays_ms)))
 
 
 def _prepare(path: Path, kind: str) -> None:

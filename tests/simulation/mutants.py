@@ -164,11 +164,11 @@ def _() -> Sequence[AbstractContextManager[Any]]:
 def _() -> Sequence[AbstractContextManager[Any]]:
     original = Breaker.settle
 
-    async def settle(events: Any) -> None:
+    async def settle(self: Breaker, events: Any) -> None:
         with trio.move_on_after(0.3):
-            await original(events)
+            await original(self, events)
 
-    return [patch.object(Breaker, "settle", staticmethod(settle))]
+    return [patch.object(Breaker, "settle", settle)]
 
 
 # The server is killed, one client cannot reach the new run: others store there, and are answered while it still reads
