@@ -215,13 +215,16 @@ class Session:
             about = {"client": host, "address": address}
             tell(log, logging.INFO, Event.CONNECTED, "%s: connected from %s", host, address, **about)
         else:
-            old, contact.calls = contact.calls, self._peer
-            if old is not None:
-                await old.close()
-                # What the host repeats here, and what it does next, comes after all that was begun there.
-                await old.wait_closed()
+            await self._take_over_calls(contact)
         lease_ms = int(server.lease_s * 1000)
         return HelloReply(version, server.store.uuid, server.store.start_id, lease_ms, lease_ms), None
+
+    async def _take_over_calls(self, contact: Contact) -> None:
+        """What the host repeats here, and what it does next, comes after all that was begun on its last connection."""
+        old, contact.calls = contact.calls, self._peer
+        if old is not None:
+            await old.close()
+            await old.wait_closed()
 
 
 async def _never() -> Reply:

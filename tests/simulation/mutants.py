@@ -29,6 +29,7 @@ from promisefs_client.vnodes.vnode_table import KernelWork, VnodeTable
 from promisefs_server.promises.breaker import Breaker, Contact
 from promisefs_server.promises.hosts import Host
 from promisefs_server.promises.promises import PromiseTable
+from promisefs_server.sessions import Session
 from promisefs_server.store.datafiles import DataFile, DataFiles
 from promisefs_server.store.orphans import Orphans
 from promisefs_server.store.replies import Replies
@@ -139,7 +140,7 @@ def _() -> Sequence[AbstractContextManager[Any]]:
 # A LOOKUP's answer is with the kernel, not parsed yet, when a chmod is told: the inode is not known, nothing is
 # dropped; then the old mode is taken in, for as long as the promise was.
 @mutant(
-    "lookup-race-not-retried", "an inode that the kernel does not know yet is invalidated when it does", 1500, "scenes"
+    "lookup-race-not-retried", "an inode that the kernel does not know yet is invalidated when it does", 600, "scenes"
 )
 def _() -> Sequence[AbstractContextManager[Any]]:
     async def invalidate(self: KernelCaches, items: Sequence[KernelWork]) -> None:
@@ -208,6 +209,16 @@ def _() -> Sequence[AbstractContextManager[Any]]:
     return [patch.object(VnodeTable, "reset", lambda self, server: ([], []))]
 
 
+# A connection breaks at the client, which stores again on the next one, then something else; then what it had sent on
+# the first one comes out of the network.
+@mutant("old-connection-goes-on", "a HELLO ends the connection that it replaces", 600, "scenes")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    async def take_over(self: Session, contact: Contact) -> None:
+        contact.calls = self._peer
+
+    return [patch.object(Session, "_take_over_calls", take_over)]
+
+
 # Contents
 
 
@@ -263,7 +274,7 @@ def _() -> Sequence[AbstractContextManager[Any]]:
 
 # A reader fetches in the middle of a store: old bytes under the new version. Its break is lost with the connection;
 # after InitCallBackState3 the version is found to be current.
-@mutant("new-status-too-early", "while bytes are being written readers are told the old status", 3000, "scenes")
+@mutant("new-status-too-early", "while bytes are being written readers are told the old status", 600, "scenes")
 def _() -> Sequence[AbstractContextManager[Any]]:
     return [patch.object(ServerVnodes, "shown", lambda self, vnode: vnode)]
 

@@ -283,37 +283,40 @@ class FileContents:
         *,
         mapped: bool = False,
         promised: bool = False,
+        written_back: bool = False,
         reach: int = 0,
     ) -> None:
         """Lay `data`, written under `key`, over everything. Bytes objects may be kept; other buffers are copied.
 
         `mapped`: these may be whole pages of which a process wrote only some bytes through a mapping. `promised`: the
         server would tell before it accepted another client's change, so what equals the clean bytes equals its own.
+        `written_back`: they surely are such pages, so zeros behind the server's end were not written.
         `reach`: the server's size, as far as is known; behind an end from before that the kernel's pages have zeros.
         """
         before = self._dirty.size_bytes
         self._dirty.belongs_to(key, offset, offset + len(data))
         if mapped and offset % PAGE_BYTES == 0 and len(data):
-            self._write_pages(offset, bytes(data), promised, reach)
+            self._write_pages(offset, bytes(data), promised, written_back, reach)
         else:
             self._dirty.write_certain(offset, data)
         self.given(offset, data)
         self._cache.dirty_bytes += self._dirty.size_bytes - before
         self._cache.evict()
 
-    def _write_pages(self, offset: int, data: bytes, promised: bool, reach: int) -> None:
+    def _write_pages(self, offset: int, data: bytes, promised: bool, written_back: bool, reach: int) -> None:
         """Take what may be pages written back from a mapping: all at once if nothing is special about them."""
         end = offset + len(data)
         known = (
             self._clean.knows_some(offset, end)
             or self._storing.shown.overlaps(offset, end)
             or self._dirty.presumed.overlapping(offset, end)
+            or (written_back and self.version is not None and end > self.server_size)
         )
         if not self._twins and not (promised and known):
             self._dirty.write_certain(offset, data)
         elif self._twins or not self._presume(offset, data, promised):
             for at in range(offset, end, PAGE_BYTES):
-                self._write_page(at, data[at - offset : at - offset + PAGE_BYTES], promised, reach)
+                self._write_page(at, data[at - offset : at - offset + PAGE_BYTES], promised, written_back, reach)
 
     def _presume(self, offset: int, data: bytes, promised: bool) -> bool:
         """Make whole pages dirty, if none of their bytes is, and it is known what the server has; else return False."""
@@ -326,7 +329,7 @@ class FileContents:
         self._dirty.write_presumed(offset, data, bytes(known), self.version)
         return True
 
-    def _write_page(self, at: int, page: bytes, promised: bool, reach: int) -> None:
+    def _write_page(self, at: int, page: bytes, promised: bool, written_back: bool, reach: int) -> None:
         end = at + len(page)
         twin = self._twins.of(at, len(page))
         known: bytes | memoryview | None = None if twin is None else twin.ljust(min(end, reach) - at, b"\0")
@@ -342,9 +345,19 @@ class FileContents:
         if known is None:
             self._dirty.write_certain(at, page)
             return
+        if written_back:
+            known = self._with_zeros_behind(at, bytes(known), len(page))
         for a, b in differing(page[: len(known)], bytes(known)):
             self._dirty.write_certain(at + a, page[a:b])
         self._dirty.write_certain(at + len(known), page[len(known) :])
+
+    def _with_zeros_behind(self, at: int, known: bytes, length: int) -> bytes:
+        """Continue a page that is known up to the server's end: behind it is what was written here, and zeros."""
+        page = bytearray(length)
+        self._storing.shown.copy_into(memoryview(page), at)
+        self._dirty.copy_into(memoryview(page), at)
+        page[: len(known)] = known
+        return bytes(page)
 
     def _presume_nothing(self) -> None:
         before = self._dirty.size_bytes

@@ -225,7 +225,10 @@ class FileStore:
         mapped, promised = vnode.read_write_opens > 0, self._cell.valid(vnode)
         if written_back is not None:  # of what is surely written back, what equals the base was surely not written
             mapped = promised = written_back
-        contents.write(offset, data, key, mapped=mapped, promised=promised, reach=vnode.status.size)
+        contents.write(
+            offset, data, key,
+            mapped=mapped, promised=promised, written_back=bool(written_back), reach=vnode.status.size,
+        )  # fmt: skip
         if not contents.is_dirty:
             return  # pages written back for a break, with nothing of our own in them
         vnode.written_ns = time.time_ns()

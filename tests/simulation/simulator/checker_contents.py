@@ -7,7 +7,8 @@ shows a write that precedes one which is visible to it. Truncations count as wri
 confirmed when they return. Nothing else is asked: concurrent writes and reads may come out in any order.
 
 A store into a mapping changes nothing beyond the end of the file; where it is not certain that the file went so far,
-whether it counts is not certain either. Appends are for `checker_appends`.
+whether it counts is not certain either. Nor does it make a file longer, but one that is cut before the store is
+confirmed: as a write's, its bytes may come after the truncation. Appends are for `checker_appends`.
 
 That is weaker than linearizability (two readers may see concurrent stores in different order), and it is what the
 guarantees say.
@@ -45,6 +46,8 @@ class Update:
     confirmed: float
     grows: bool = True
     """Whether it makes the file reach to its stop: not so for a mapping, or a hole."""
+    regrows_to: int = 0
+    """So far the file may reach again if it was cut before this was confirmed. Only of mappings."""
 
     def precedes(self, other: Update) -> bool:
         return self.confirmed < other.begin or (self.client == other.client and self.end < other.begin)
@@ -108,18 +111,23 @@ class ContentsChecker:
 
     def _collect_store(self, call: Call, syncs: dict[tuple[str, int], list[Call]]) -> None:
         offset, length, value = call.args
-        certain = max(offset, min(offset + length, self._size_range(call)[0]))
+        lowest, highest = self._size_range(call)
+        certain = max(offset, min(offset + length, lowest))
         end = call.end if call.succeeded else NEVER
+        reach = min(offset + length, highest)
         if certain > offset:
-            self._add(call, offset, certain, value, end, _confirmed(call, syncs), grows=False)
+            update = self._add(call, offset, certain, value, end, _confirmed(call, syncs), grows=False)
+            update.regrows_to = min(certain, reach)
         if certain < offset + length:
-            self._add(call, certain, offset + length, value, NEVER, NEVER, grows=False)
+            update = self._add(call, certain, offset + length, value, NEVER, NEVER, grows=False)
+            update.regrows_to = reach
 
     def _add(
         self, call: Call, start: int, stop: int, value: int, end: float, confirmed: float, grows: bool = True
-    ) -> None:
+    ) -> Update:
         update = Update(call, call.client, start, stop, value, call.begin, end, confirmed, grows)
         self._updates[call.ino].append(update)
+        return update
 
     def _updates_before_end(self, call: Call) -> list[Update]:
         return [u for ino in (call.ino, 0) for u in self._updates[ino] if u.begin < call.end]
@@ -155,7 +163,8 @@ class ContentsChecker:
     def _size_range(self, call: Call) -> tuple[int, int]:
         """The smallest and the largest size that the file can have as the call sees it."""
         initial = Update(None, "", self._sizes.get(call.ino, 0), INFINITY, 0, -1.0, -1.0, -1.0)
-        every = [initial, *(u for u in self._updates_before_end(call) if u.grows)]
+        updates = self._updates_before_end(call)
+        every = [initial, *(u for u in updates if u.grows)]
         cuts = [u for u in every if u.cuts]
         lowest = highest = 0
         for update in every:
@@ -163,9 +172,16 @@ class ContentsChecker:
             if update is initial or update.visible_to(call):
                 later = [c.start for c in cuts if c is not update and not c.precedes(update)]
                 lowest = max(lowest, min([reach, *later]))
-            certain = [c.start for c in cuts if update.precedes(c) and c.visible_to(call)]
-            highest = max(highest, min([reach, *certain]))
+            highest = max(highest, self._highest_reach(reach, update, cuts, call))
+        for update in updates:
+            highest = max(highest, self._highest_reach(update.regrows_to, update, cuts, call))
         return lowest, highest
+
+    @staticmethod
+    def _highest_reach(reach: int, update: Update, cuts: list[Update], call: Call) -> int:
+        """How far the file can still go because of the update, as the call sees it."""
+        certain = [c.start for c in cuts if update.precedes(c) and c.visible_to(call)]
+        return min([reach, *certain])
 
 
 def _confirmed(call: Call, syncs: dict[tuple[str, int], list[Call]]) -> float:

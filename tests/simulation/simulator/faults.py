@@ -13,7 +13,7 @@ from .server_machine import ServerMachine
 if TYPE_CHECKING:
     from .run import Cell
 
-OF_SERVERS = ("cut", "block", "stall", "isolate", "kill", "restart")
+OF_SERVERS = ("cut", "linger", "block", "stall", "isolate", "kill", "restart")
 """Faults that hit one server, or what lies between it and clients."""
 
 
@@ -62,6 +62,11 @@ class Faults:
             await trio.sleep(seconds)
             link.cut(connection)
 
+    async def _linger(self, client: int, server: int, seconds: float) -> None:
+        """All connections between the two break, but what the client had sent on them still arrives, so much later."""
+        self._cell.history.unreachable(server, f"c{client}", LONGEST_NOTICE_S)
+        self._network.link(f"c{client}", f"server{server}").linger(seconds)
+
     # Servers
 
     async def _kill(self, server: int, down_s: float, lose_state: bool) -> None:
@@ -87,6 +92,10 @@ class Faults:
         self._cell.history.note("fault", f"{machine.name} starts again")
         await machine.start()
 
+    async def _busy_disks(self, long_s: float) -> None:
+        """What is done in threads takes up to so long, twice, from now on."""
+        self._world.threads.slow_down(long_s)
+
     # Clients
 
     async def _crash(self, client: int) -> None:
@@ -94,6 +103,10 @@ class Faults:
         machine = self._cell.clients[client]
         if machine.alive:
             machine.crash()
+
+    async def _busy_processor(self, client: int, long_s: float) -> None:
+        """Processes on a client wait up to so long for their turn when an answer has come, from now on."""
+        self._cell.clients[client].core.wait_for_turn(long_s)
 
     async def _shrink(self, client: int) -> None:
         """A client's kernel needs memory."""

@@ -161,6 +161,8 @@ class KernelCore:
     ) -> None:
         self.world = world
         self.pace = Pace(world.random)
+        self._turns = self.pace
+        """How soon a process runs again that waits for an answer."""
         self.now = now
         """The machine's clock."""
         self.operations: Any = operations
@@ -192,12 +194,17 @@ class KernelCore:
         except pyfuse3.FUSEError as error:
             if self.trace is not None:
                 self.trace(f"{handler.__name__}{_shorten(args)} -> {errno.errorcode[error.errno]}")
-            await self.pace.pause()
+            await self._turns.pause()
             raise OSError(error.errno, errno.errorcode[error.errno]) from None
         if self.trace is not None:
             self.trace(f"{handler.__name__}{_shorten(args)} -> {_shorten(reply)}")
-        await self.pace.pause()
+        await self._turns.pause()
         return reply
+
+    def wait_for_turn(self, long_s: float) -> None:
+        """From now on processes wait up to so long before they look at an answer. Notifications come as before."""
+        self._turns = Pace(self.world.random)
+        self._turns.slow_down(long_s)
 
     # Inodes
 

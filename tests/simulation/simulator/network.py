@@ -125,6 +125,12 @@ class Link:
             connection.cut(self._random.random() * LONGEST_NOTICE_S, self._random.random() * LONGEST_NOTICE_S)
             self.connections.remove(connection)
 
+    def linger(self, seconds: float) -> None:
+        """Every connection breaks at the client; what that had sent comes out at the server so much later."""
+        for connection in self.connections:
+            connection.linger(seconds, self._random.random() * LONGEST_NOTICE_S)
+        self.connections.clear()
+
 
 class _End(trio.abc.Stream):
     """What one machine has of a connection."""
@@ -209,6 +215,15 @@ class _Connection:
             pipe.ended_at_s = math.inf
             pipe.broken_at_s = min(pipe.broken_at_s, now_s + after_s)
             pipe.wake()
+
+    def linger(self, seconds: float, client_after_s: float) -> None:
+        now_s = self._world.now_s
+        self._up.stalled_to_s = now_s + seconds
+        self._down.lost = True
+        self._down.queue.clear()
+        self._down.queued_bytes = 0
+        self._down.broken_at_s = min(self._down.broken_at_s, now_s + client_after_s)
+        self.wake()
 
     def wake(self) -> None:
         self._up.wake()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .layout import Path
-from .plan import FILES, NAMES, WATCH, WHOLE, Fault, Step
+from .plan import FILE_BYTES, FILES, NAMES, WATCH, WHOLE, Fault, Step
 
 READER, WRITER, OTHER = 0, 1, 2
 """Clients."""
@@ -29,6 +29,8 @@ class Scene:
     processes: list[tuple[int, tuple[Step, ...]]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     value: int = 0
+    extension: bool = False
+    """As in Plan."""
 
     def after(self, seconds: float, kind: str, *args: Any) -> Step:
         return Step(kind, args, seconds + self.random.random() * self.jitter_s)
@@ -69,11 +71,47 @@ def lost_break(scene: Scene) -> None:
     scene.fault(scene.random.random() * 0.2, "stall", READER, 0, True, 0.3, True)
 
 
+def fetch_amid_store(scene: Scene) -> None:
+    """Files are read for the first time while each is stored; then the break is lost, and nobody stores again."""
+    for name in scene.random.sample(NAMES, 4):
+        making = [Step("create", (name,), 0.0), Step("write", (0, FILE_BYTES, scene.value + 1), 0.0)]
+        scene.value += 1
+        scene.process(WRITER, making, Step("fsync", (), 0.0), scene.publish(BEGIN_S))
+        for reader in (READER, OTHER):
+            opening = scene.after(BEGIN_S - 0.1, "reopen", name, os.O_RDONLY)
+            scene.process(reader, opening, scene.after(0.1, "read", *WHOLE))
+    scene.fault(BEGIN_S - 0.1, "busy_disks", 0.2)
+    for reader in (READER, OTHER):
+        scene.fault(BEGIN_S, "stall", reader, 0, True, 0.2 + scene.random.random() * 0.3, True)
+
+
+def cut_mapping(scene: Scene) -> None:
+    """A file is cut again and again, and made longer by far writes, while all mounts store into mappings of it."""
+    scene.extension = True
+    rng = scene.random
+    for client in (READER, WRITER, OTHER):
+        steps = [scene.open(), Step("load", (8192, 1), 0.0)]
+        for _ in range(8):
+            scene.value += 1
+            offset = rng.choice((0, 100, 4096, 5000, 8192, 8999))
+            match rng.choice(("store", "store", "store", "write") if client != WRITER else ("truncate", "write")):
+                case "store":
+                    steps += [Step("store", (offset, 10 + scene.value, scene.value), WATCH), scene.after(0.0, "msync")]
+                case "write":
+                    steps.append(scene.after(0.02, "write", 12_000, 1, scene.value))
+                case "truncate":
+                    steps.append(scene.after(0.05, "truncate", rng.choice((0, 1, 50, 4097))))
+        scene.process(client, steps)
+
+
 def first_look(scene: Scene) -> None:
     """A kernel meets a file, again and again, while another client changes its mode and its size."""
-    scene.process(READER, [scene.after(BEGIN_S if not i else 0.1, "stat", scene.file) for i in range(8)])
+    looks = [Step("stat", (scene.file,), 0.05) for _ in range(16)]
+    scene.process(READER, scene.after(BEGIN_S, "stat", scene.file), looks)
     changes = [scene.after(0.1, "chmod", scene.file, 0o600 + i) for i in range(8)]
     scene.process(WRITER, scene.open(), scene.publish(BEGIN_S - 0.1), changes)
+    if scene.random.random() < 0.7:
+        scene.fault(BEGIN_S - 0.1, "busy_processor", READER, 0.03)
     for i in range(8):
         scene.fault(BEGIN_S - 0.02 + 0.1 * i, "shrink", READER)
 
@@ -109,6 +147,16 @@ def outage(scene: Scene) -> None:
     scene.fault(BEGIN_S, "kill", 0, scene.random.random() * 0.1, False)
 
 
+def late_stores(scene: Scene) -> None:
+    """A connection breaks while its client stores, repeats it, and stores something else; the first comes late."""
+    for name in (scene.file, scene.file, *NAMES[:2]):
+        opening = scene.after(0.0, "reopen", name, os.O_RDWR | os.O_CREAT)
+        steps = [scene.publish(BEGIN_S if not i else 0.0) for i in range(4)]
+        scene.process(WRITER, opening, steps)
+    scene.process(READER, scene.open(), scene.onlooker(8))
+    scene.fault(BEGIN_S, "linger", WRITER, 0, 0.1 + scene.random.random())
+
+
 def isolation(scene: Scene) -> None:
     """A reader is cut off for longer than its lease; the last renewal's reply may have been slow."""
     scene.process(READER, scene.open(), [scene.after(0.1, "read", *WHOLE) for _ in range(50)])
@@ -118,10 +166,13 @@ def isolation(scene: Scene) -> None:
     scene.fault(1.0 + scene.random.random(), "block", READER, 0, 8.0, True, scene.random.random() < 0.7)
 
 
-SCENES: tuple[Callable[[Scene], None], ...] = (deaf_reader, lost_break, first_look, listing, removal, outage, isolation)
+SCENES: tuple[Callable[[Scene], None], ...] = (
+    deaf_reader, lost_break, fetch_amid_store, cut_mapping, first_look, listing, removal, outage, late_stores,
+    isolation,
+)  # fmt: skip
 
 
-def draw_scene(rng: random.Random) -> Scene:
-    scene = Scene(rng, rng.choice((0.001, 0.01, 0.1)), rng.choice(FILES))
+def draw_scene(rng: random.Random, extension: bool) -> Scene:
+    scene = Scene(rng, rng.choice((0.001, 0.01, 0.1)), rng.choice(FILES), extension=extension)
     rng.choice(SCENES)(scene)
     return scene

@@ -72,6 +72,11 @@ class Pace:
         self._random = rng
         self._soon, self._late, self._short_s, self._long_s = rng.choice(PACES)
 
+    def slow_down(self, long_s: float) -> None:
+        """From now on nothing takes no time."""
+        self._soon = self._late = 0.0
+        self._long_s = long_s
+
     async def pause(self) -> None:
         """Let others run, for as long as a machine takes that is as busy as this one."""
         choice = self._random.random()
