@@ -39,13 +39,14 @@ def mount_report(scale: int) -> dict[str, Any]:
     server = {"address": "127.0.0.1:7654", "connected": True, "disconnected_s": 0.0, "connects": 1}
     server |= {"lease_left_s": 12.3, "waiting": 0, "longest_wait_s": 0.0}
     zeros = ("waiting", "resets", "early_acks", "overdue", "leases_lost", "timeouts", "store_failures", "files_lost")
+    more_zeros = ("bytes_voided", "closes_owed", "bytes_refused", "bytes_in_quarantine", "quarantine_failures")
     caches = ("attributes", "names", "listings", "pages", "kernel_attributes", "kernel_names")
     return {
         "mountpoint": "/mnt/" + "long" * 20,
         "source": "files.example.org:7654/root",
         "mounted_s": 3723.0,
         "connected": True,
-        **dict.fromkeys((*zeros, "bytes_voided", "closes_owed"), 0),
+        **dict.fromkeys((*zeros, *more_zeros), 0),
         "servers": [server],
         "dirty_bytes": 5,
         "dirty_files": 1,

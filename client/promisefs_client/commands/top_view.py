@@ -50,7 +50,7 @@ def _line(name: str, *parts: str | Text) -> Text:
     line.stylize("bold", 0, len(name))
     for index, part in enumerate(parts):
         if index:
-            line.append("   ")
+            line.append("  ")
         line.append(part)
     return line
 
@@ -105,13 +105,14 @@ def _breaks_line(state: dict[str, Any]) -> Text:
 
 
 def _trouble_line(state: dict[str, Any]) -> Text:
+    refused = state["bytes_refused"]
     return _line(
         "trouble",
         _counted(state["early_acks"], "early acks"),
         _counted(state["leases_lost"], "leases lost"),
         _counted(state["timeouts"], "timeouts"),
         _counted(state["store_failures"], "stores failed"),
-        _counted(state["files_lost"], "lost"),
+        Text(f"{bytes_text(refused)} refused", style="bold red" if refused else ""),
     )
 
 

@@ -33,6 +33,9 @@ _AS_THEY_ARE = (
     "store_failures",
     "files_lost",
     "bytes_voided",
+    "bytes_refused",
+    "bytes_in_quarantine",
+    "quarantine_failures",
     "closes_owed",
 )
 _OF_SERVERS = ("address", "connected", "disconnected_s", "connects", "lease_left_s", "waiting", "longest_wait_s")

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import trio
 from promisefs_protocol.abort import Aborted
+from promisefs_protocol.observe import tracing
+from promisefs_protocol.observe.tracing import tell
 
 from promisefs_client.control.open_files import known_paths
 from promisefs_client.identity.key import Key
@@ -74,8 +76,10 @@ class RejectKeeper:
         self.bytes_kept += reject.size_bytes
         level = logging.DEBUG if event.is_logged else logging.WARNING
         event.is_logged = True
-        log.log(level, "%s (%s): %s not stored (%s): kept as reject %s",
-                vnode.fid, event.path, _described(pieces), why, event.name)  # fmt: skip
+        message, what = "%s (%s): %s not stored (%s): kept as reject %s", _described(pieces)
+        about = {"fid": vnode.fid, "path": event.path, "server": vnode.server.name, "bytes": reject.size_bytes}
+        told = (vnode.fid, event.path, what, why, event.name)
+        tell(log, level, tracing.Event.STORE_REFUSED, message, *told, **about, reject=event.name, reason=why)
 
     def keep_later(self, vnode: Vnode, pieces: Sequence[Piece], key: Key | None, why: Aborted) -> None:
         """The pieces have been thrown away already."""

@@ -36,6 +36,7 @@ class Event(enum.StrEnum):
     DISCONNECTED = "disconnected"
     LEASE_LOST = "lease_lost"
     STORE_FAILED = "store_failed"
+    STORE_REFUSED = "store_refused"
     FILE_LOST = "file_lost"
     LOCK_LOST = "lock_lost"
     UPCALL_FAILED = "upcall_failed"

@@ -43,7 +43,7 @@ def _line(name: str, *parts: str | Text) -> Text:
     line.stylize("bold", 0, len(name))
     for index, part in enumerate(parts):
         if index:
-            line.append("   ")
+            line.append("  ")
         line.append(part)
     return line
 

@@ -78,5 +78,11 @@ METRICS = (
             at("store", "deletions_waiting")),
     Defined("promisefsd_volume_files", GAUGE, "Files and directories of a volume, counted once a minute.",
             _volumes("files"), ("volume",)),
+    Defined("promisefsd_volume_used_bytes", GAUGE, "What counts against a volume's quota.",
+            _volumes("used_bytes"), ("volume",)),
+    Defined("promisefsd_volume_quota_bytes", GAUGE, "A volume's quota; 0 for none.",
+            _volumes("quota_bytes"), ("volume",)),
+    Defined("promisefsd_volume_read_only", GAUGE, "1 if nothing in the volume can be changed.",
+            _volumes("read_only"), ("volume",)),
     Defined("promisefsd_volume_bytes", GAUGE, "Their sizes.", _volumes("bytes"), ("volume",)),
 )  # fmt: skip

@@ -54,7 +54,15 @@ class VolumeSizes:
                 self._counted_s = trio.current_time()
         counted = ((volume, self._sizes.get(volume.volume, (0, 0))) for volume in volumes)
         return [
-            {"name": volume.name, "number": volume.volume, "files": files, "bytes": size}
+            {
+                "name": volume.name,
+                "number": volume.volume,
+                "files": files,
+                "bytes": size,
+                "used_bytes": self._store.volumes.usage_bytes(volume.volume),
+                "quota_bytes": volume.quota_bytes,
+                "read_only": volume.read_only,
+            }
             for volume, (files, size) in counted
         ]
 
