@@ -269,7 +269,8 @@ def _usual_places() -> list[Path]:
     for entry in list_mounts():
         if os.geteuid() in (0, entry.owner):
             with suppress(UserError):
-                places[Path(ask(entry, "status")["quarantine"])] = None
+                if place := ask(entry, "status").get("quarantine"):  # a mount of an older version has none
+                    places[Path(place)] = None
     return list(places)
 
 
