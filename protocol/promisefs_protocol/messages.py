@@ -16,6 +16,35 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 from .fields import NameCheck, decoder, int_range, length_range
+from .identity_messages import (
+    AddToGroup,
+    ChangeOwner,
+    CreateGroup,
+    CreateUser,
+    DeletePrincipal,
+    Examine,
+    ExamineReply,
+    Forget,
+    IdToName,
+    IdToNameReply,
+    IssuedToken,
+    IssueToken,
+    ListEntries,
+    ListEntriesReply,
+    ListMembership,
+    ListMembershipReply,
+    Login,
+    NameToId,
+    NameToIdReply,
+    Present,
+    PresentReply,
+    RemoveFromGroup,
+    RenamePrincipal,
+    RevokeTokens,
+    RotateKeys,
+    SetDisabled,
+    SetPassword,
+)
 from .ids import (
     MAX_FILE_BYTES,
     MAX_NAME_BYTES,
@@ -85,6 +114,7 @@ class EntryReply(NamedTuple):
 class Role(enum.StrEnum):
     CALLS = "calls"
     CALLBACKS = "callbacks"
+    COMMANDS = "commands"  # of no mount: SEC and PT only
 
 
 class Hello(NamedTuple):
@@ -765,6 +795,26 @@ _METHODS = (
     _method("VL.RemoveVolume", RemoveVolume, Empty),
     _method("VL.RenameVolume", RenameVolume, VolumeEntry),
     _method("VL.SetVolume", SetVolume, VolumeEntry),
+    _method("SEC.Present", Present, PresentReply),
+    _method("SEC.Forget", Forget, Empty),
+    _method("SEC.Login", Login, IssuedToken),
+    _method("SEC.SetPassword", SetPassword, Empty),
+    _method("SEC.RevokeTokens", RevokeTokens, Empty),
+    _method("SEC.SetDisabled", SetDisabled, Empty),
+    _method("SEC.RotateKeys", RotateKeys, Empty),
+    _method("SEC.IssueToken", IssueToken, IssuedToken),
+    _method("PT.CreateUser", CreateUser, ExamineReply),
+    _method("PT.CreateGroup", CreateGroup, ExamineReply),
+    _method("PT.Delete", DeletePrincipal, Empty),
+    _method("PT.Rename", RenamePrincipal, ExamineReply),
+    _method("PT.ChangeOwner", ChangeOwner, ExamineReply),
+    _method("PT.AddToGroup", AddToGroup, Empty),
+    _method("PT.RemoveFromGroup", RemoveFromGroup, Empty),
+    _method("PT.ListMembership", ListMembership, ListMembershipReply),
+    _method("PT.Examine", Examine, ExamineReply),
+    _method("PT.ListEntries", ListEntries, ListEntriesReply),
+    _method("PT.NameToID", NameToId, NameToIdReply),
+    _method("PT.IDToName", IdToName, IdToNameReply),
     _method("CB.RenewLease", RenewLease, Empty),
     _method("CB.CallBack", CallBack, CallBackReply),
     _method("CB.InitCallBackState3", InitCallBackState3, Empty),
@@ -795,7 +845,15 @@ MUTATIONS = (
 )
 """What changes something in the volume of the first fid that it names."""
 CONTROL_METHODS = frozenset(
-    {"FS.GetStatistics", "VL.CreateVolume", "VL.ListVolumes", "VL.RemoveVolume", "VL.RenameVolume", "VL.SetVolume"}
+    {
+        "FS.GetStatistics",
+        "VL.CreateVolume",
+        "VL.ListVolumes",
+        "VL.RemoveVolume",
+        "VL.RenameVolume",
+        "VL.SetVolume",
+        "SEC.IssueToken",
+    }
 )
 """Served on a server's control socket, and nowhere else."""
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 import trio
 
 from .address import Address
+from .local_server import Ends
 
 KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -44,6 +45,15 @@ class TcpStream(trio.abc.Stream):
             self._socket.setsockopt(level, option, value)
         with suppress(OSError):  # an older kernel
             self._socket.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, LONGEST_RTO_MS)
+
+    @property
+    def ends(self) -> Ends | None:
+        """Both ends' addresses; None if the connection has ended."""
+        try:
+            own, peer = self._socket.getsockname(), self._socket.getpeername()
+        except OSError:
+            return None
+        return Ends((str(own[0]), int(own[1])), (str(peer[0]), int(peer[1])))
 
     def send_now(self, pieces: Sequence[bytes | bytearray | memoryview]) -> Sequence[bytes | bytearray | memoryview]:
         """Send what the peer takes at once. Return what is left, in order."""

@@ -18,6 +18,7 @@ import trio
 from promisefs_protocol import collector
 from promisefs_protocol.address import DEFAULT_PORT, Address, AddressSyntaxError, parse_address
 from promisefs_protocol.cell_file import CellFileError, load_cell_file
+from promisefs_protocol.local_server import LocalServer
 from promisefs_protocol.observe import exposition, logs
 from promisefs_protocol.observe.logs import LogFormat
 from promisefs_protocol.observe.metrics import encoded
@@ -25,8 +26,10 @@ from promisefs_protocol.observe.metrics import encoded
 from .commands.check import check
 from .commands.failures import reported
 from .commands.top import top
+from .commands.users import users
 from .commands.volume import volume
 from .errors import AddressError
+from .identity.local_token import left_for_mounts
 from .observe.metrics import METRICS
 from .service import DEFAULT_LEASE_S, Fileserver
 from .store.membership import ALONE, Membership, membership_in
@@ -43,7 +46,7 @@ _EPILOG = "Exit codes: 0 ended by SIGTERM or SIGINT, 1 failure, 2 usage or cell 
 
 
 @click.group(
-    epilog="Exit codes: 0 done, 1 failure, 2 usage or cell file, 3 store, 4 address, 5 volume, 6 damage.",
+    epilog="Exit codes: 0 done, 1 failure, 2 usage or cell file, 3 store, 4 address, 5 volume, 6 damage, 7 user.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="promisefs", prog_name="promisefsd")
@@ -54,6 +57,7 @@ def main() -> None:
 main.add_command(top)
 main.add_command(volume)
 main.add_command(check)
+main.add_command(users)
 
 
 @main.command(epilog=_EPILOG)
@@ -172,12 +176,14 @@ async def _serve(
         server = Fileserver(store, lease_s)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_at_signal, server, signals)
-            async with trio.open_nursery() as running:
-                await running.start(server.run, listeners)
-                bound = Address(*listeners[0].socket.getsockname()[:2])
-                if scrapers:
-                    nursery.start_soon(exposition.serve, scrapers, partial(_scrape, server))
-                click.echo(f"promisefsd: serving {directory}, listening on {bound}")
+            addresses = tuple(listener.socket.getsockname()[:2] for listener in listeners)
+            # First, so that a mount that comes back to us finds the token of this run.
+            with left_for_mounts(store.uuid, LocalServer(server.registry.authority.server_token(), addresses)):
+                async with trio.open_nursery() as running:
+                    await running.start(server.run, listeners)
+                    if scrapers:
+                        nursery.start_soon(exposition.serve, scrapers, partial(_scrape, server))
+                    click.echo(f"promisefsd: serving {directory}, listening on {Address(*addresses[0])}")
             nursery.cancel_scope.cancel()
 
 

@@ -15,6 +15,7 @@ class ExitCode(enum.IntEnum):
     ADDRESS = 4  # the address is in use, unknown or refused
     VOLUME = 5  # no such volume, a name that is taken or wrong, or something that cannot be done with this one
     DAMAGE = 6  # the store, or a copy of it, is damaged, as a check has found
+    USER = 7  # no such user or group, or a name that is taken or wrong
 
 
 class StoreError(Exception):
@@ -27,6 +28,10 @@ class StoreLocked(StoreError):
 
 class VolumeError(Exception):
     """A command about volumes cannot be carried out. The message is for people."""
+
+
+class UserError(Exception):
+    """A command about users cannot be carried out. The message is for people."""
 
 
 class AddressError(Exception):

@@ -26,10 +26,11 @@ from promisefs_protocol.tcp import TcpStream
 from promisefs_protocol.transport import Reply
 
 from .access.access_control import AccessControl
-from .access.principals import Principals
 from .administration import control_socket
 from .administration.administration import Administration
 from .administration.control import ControlSessions
+from .identity.calls import IdentityCalls
+from .identity.registry import Registry
 from .locks.lock_keeper import LockKeeper
 from .observe.statistics import Statistics
 from .operations.acls import AclOperations
@@ -70,6 +71,9 @@ class Fileserver:
 
     def __init__(self, store: Store, lease_s: float = DEFAULT_LEASE_S, max_promises: int = MAX_PROMISES) -> None:
         self.store = store
+        with store_errors(store.folder):
+            self.registry = Registry(store.folder, store.uuid, store.start_id)
+        self.identity_calls = IdentityCalls(self.registry, self._announce_rights)
         self.lease_s = lease_s
         self._lease_ms = math.ceil(lease_s * 1000)
         self.access = AccessControl(store.acls, store.vnodes)
@@ -93,6 +97,8 @@ class Fileserver:
         self._stop = trio.Event()
         self._idle = trio.Event()
         self._sessions: set[Session] = set()
+        self.command_sessions: set[Session] = set()
+        """Of these, those that are of no mount."""
         self._connections: trio.Nursery
 
     # Life
@@ -138,6 +144,7 @@ class Fileserver:
         finally:
             control_socket.remove(self.store.folder)
             self.durability.close()
+            self.registry.close()
             self.store.close(clean=clean)
 
     async def _prepare(self) -> None:
@@ -194,6 +201,10 @@ class Fileserver:
         there = {volume.volume for volume in self.store.volumes.in_state(VolumeState.HERE)}
         gone = [key for key in self.lock_keeper.table.files() if key >> VNODE_BITS not in there]
         self.lock_keeper.files_gone(gone, AbortCode.VNOVOL)
+        await self.breaker.settle(self.breaker.mark_all_stale())
+
+    async def _announce_rights(self) -> None:
+        """Who may do what has just changed."""
         await self.breaker.settle(self.breaker.mark_all_stale())
 
     async def _drain(self) -> None:
@@ -284,7 +295,9 @@ class Fileserver:
             timing.failed(code)
 
     def _make_operations(self) -> None:
-        parts = Parts(self.store, self.access, Principals(), self.breaker, self.durability, self.deletions, self.locks)
+        parts = Parts(
+            self.store, self.access, self.registry.principals, self.breaker, self.durability, self.deletions, self.locks
+        )
         self.operations.update(ReadOperations(parts).table())
         self.operations.update(NameOperations(parts).table())
         self.operations.update(DataOperations(parts).table())

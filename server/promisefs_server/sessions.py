@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted, name_of
-from promisefs_protocol.connection import NOBODY
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
     MUTATIONS,
@@ -37,7 +36,8 @@ from promisefs_protocol.observe.tracing import Event, tell, tracing
 from promisefs_protocol.transport import Peer, Reply
 
 from .identity.caller import Caller
-from .identity.identity import UNCHECKED, Identity
+from .identity.calls import Asker
+from .identity.contexts import Contexts
 from .operations.parts import Later
 from .promises.breaker import Contact
 from .store.vnodes import key_of
@@ -53,6 +53,10 @@ HELLO_TIMEOUT_S = 10.0
 """A connection that has not introduced itself by then is closed."""
 GATE_TIMEOUT_S = 10.0
 """How long a call of a stale host waits for its InitCallBackState3."""
+COMMANDS_LIMIT_S = 120.0
+"""A connection for commands is closed after this: people make a few calls and go."""
+MAX_COMMANDS = 64
+"""Connections for commands at a time, so that they cannot take those of mounts."""
 
 _GROWING = (CreateFile, MakeDir, MakeMountPoint, Symlink, Link, SetXattr, StoreData, AppendData)
 """What has to go without the ballast when the disk is full."""
@@ -62,6 +66,7 @@ class Session:
     def __init__(self, server: Fileserver, stream: trio.abc.Stream, description: str) -> None:
         self._server = server
         self._peer = Peer(stream, self._handle, description, self._served)
+        self._contexts = Contexts()
         self._contact: Contact | None = None
         self._role = ""
         self._introduced = trio.Event()
@@ -74,6 +79,7 @@ class Session:
                 await self._peer.run()
                 nursery.cancel_scope.cancel()
         finally:
+            self._server.command_sessions.discard(self)
             contact = self._contact
             if contact is not None:
                 if contact.calls is self._peer:
@@ -83,7 +89,7 @@ class Session:
     def check_invariants(self) -> None:
         """A connection is used for a host in the role that it said in HELLO."""
         contact = self._contact
-        assert (contact is not None) is self._introduced.is_set()
+        assert (contact is not None or self._role == Role.COMMANDS) is self._introduced.is_set()
         if contact is not None:
             assert self._role == Role.CALLBACKS or contact.callbacks is not self._peer
             assert self._role == Role.CALLS or contact.calls is not self._peer
@@ -93,6 +99,9 @@ class Session:
             await self._introduced.wait()
         if not self._introduced.is_set():
             log.warning("%s: said no HELLO: closing the connection", self._peer.description)
+            await self._peer.close()
+        elif self._role == Role.COMMANDS:
+            await trio.sleep(COMMANDS_LIMIT_S)
             await self._peer.close()
 
     # Calls
@@ -127,9 +136,12 @@ class Session:
     def _dispatch(self, request: Any, bulk: bytes | None, context: int) -> Reply | Later:
         if isinstance(request, Hello):
             return partial(self._hello, request)
+        if self._server.identity_calls.serves(request) and self._role in (Role.CALLS, Role.COMMANDS):
+            return partial(self._identify, request, context)
         contact = self._contact
         if contact is None:
-            raise Aborted(AbortCode.NOT_INTRODUCED, "HELLO comes first")
+            where = "this is a connection for commands" if self._introduced.is_set() else "HELLO comes first"
+            raise Aborted(AbortCode.NOT_INTRODUCED, where)
         self._server.breaker.check_known(contact)
         contact.host.active_s = received_s = trio.current_time()
         if self._role == Role.CALLBACKS:
@@ -139,6 +151,12 @@ class Session:
         if contact.host.stale:
             return partial(self._when_fresh, contact, request, bulk, context)
         return self._operate(contact, request, bulk, context)
+
+    async def _identify(self, request: Any, context: int) -> Reply:
+        """A call about who somebody is."""
+        identity = self._server.registry.identity(self._contexts, context)
+        address = self._peer.description.rpartition(":")[0]
+        return await self._server.identity_calls.carry_out(Asker(identity, self._contexts, address), request), None
 
     async def _renew(self, contact: Contact, received_s: float) -> Reply:
         await self._server.breaker.renew(contact, received_s)
@@ -154,15 +172,9 @@ class Session:
         if operation is not None:
             if isinstance(request, MUTATIONS):
                 self._server.store.volumes.check_writable(next(fids_of(request)).volume)
-            return operation(Caller(contact, self._identity(context)), request, bulk)
+            identity = self._server.registry.identity(self._contexts, context)
+            return operation(Caller(contact, identity), request, bulk)
         return self._give_up(contact, request), None
-
-    @staticmethod
-    def _identity(context: int) -> Identity:
-        """Who calls under this number. Abort KEYREJECTED if no token was presented under it on this connection."""
-        if context != NOBODY:
-            raise Aborted(AbortCode.KEYREJECTED, f"this connection has no context {context}")
-        return UNCHECKED
 
     def _give_up(self, contact: Contact, request: Any) -> Empty:
         server = self._server
@@ -184,7 +196,7 @@ class Session:
 
     async def _hello(self, hello: Hello) -> Reply:
         received_s = trio.current_time()
-        if self._contact is not None:
+        if self._introduced.is_set():
             raise Aborted(AbortCode.NOT_INTRODUCED, "HELLO was said before")
         if hello.magic != MAGIC or hello.role not in tuple(Role):
             raise Aborted(AbortCode.BAD_MESSAGE, "this is a promisefs server")
@@ -196,6 +208,13 @@ class Session:
                 f" you {hello.oldest_version} to {hello.newest_version}",
             )
         server = self._server
+        if hello.role == Role.COMMANDS:
+            if len(server.command_sessions) >= MAX_COMMANDS:
+                raise Aborted(AbortCode.TOO_MANY, f"{MAX_COMMANDS} commands are being served: try again")
+            server.command_sessions.add(self)
+            self._role = hello.role
+            self._introduced.set()
+            return self._hello_reply(version), None
         host = server.hosts.by_uuid(hello.client)
         if host is None:
             if hello.role != Role.CALLBACKS:
@@ -216,8 +235,12 @@ class Session:
             tell(log, logging.INFO, Event.CONNECTED, "%s: connected from %s", host, address, **about)
         else:
             await self._take_over_calls(contact)
+        return self._hello_reply(version), None
+
+    def _hello_reply(self, version: int) -> HelloReply:
+        server = self._server
         lease_ms = int(server.lease_s * 1000)
-        return HelloReply(version, server.store.uuid, server.store.start_id, lease_ms, lease_ms), None
+        return HelloReply(version, server.store.uuid, server.store.start_id, lease_ms, lease_ms)
 
     async def _take_over_calls(self, contact: Contact) -> None:
         """What the host repeats here, and what it does next, comes after all that was begun on its last connection."""

@@ -139,7 +139,7 @@ class ClientMount:
             Address("memory", 0),
             os.urandom(16),
             "test",
-            Keyring(0),
+            Keyring(0, self._local_token),
             timeout_s,
             self.callbacks.serve,
             self.callbacks.reset,
@@ -154,6 +154,9 @@ class ClientMount:
         self.locks: LockManager
         self.operations: CellLocks
         """Handlers, as the kernel would call them."""
+
+    def _local_token(self, store: bytes, stream: trio.abc.Stream) -> bytes | None:
+        return None if self.server is None else self.server.server_token()
 
     async def _dial_server(self, address: Address) -> trio.abc.Stream:
         if self.server is None:

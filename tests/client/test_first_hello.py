@@ -45,7 +45,7 @@ async def session_with(slow: Slow, folder: Path) -> AsyncIterator[ServerSession]
         async def dial(address: Address) -> trio.abc.Stream:
             return await cell.stream()
 
-        keys, now = Keyring(0), trio.current_time
+        keys, now = Keyring(0, lambda *_: cell.server_token()), trio.current_time
         yield ServerSession(Server("x"), Address("x", 1), bytes(16), "test", keys, 30.0, slow.serve, nothing, dial, now)
 
 

@@ -35,6 +35,9 @@ def keys_used(monkeypatch: pytest.MonkeyPatch) -> dict[type, Key]:
 
 async def opened_by(mount: ClientMount, uid: int) -> int:
     """Look the file up and open it. Return the handle."""
+    store = mount.session.store
+    assert store is not None and mount.server is not None
+    mount.cell.keys.of(uid).local[store] = mount.server.server_token()
     context = _Context()
     context.uid = uid
     entry = await mount.operations.lookup(mount.root.ino, b"file", context)

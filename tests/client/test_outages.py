@@ -65,7 +65,7 @@ async def session_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
     async with running_cell(tmp_path) as server:
         door = Door(server)
-        keys, now = Keyring(0), trio.current_time
+        keys, now = Keyring(0, lambda *_: server.server_token()), trio.current_time
         session = ServerSession(
             Server("x"), Address("x", 1), bytes(16), "test", keys, 30.0, acknowledge, nothing, door.dial, now
         )

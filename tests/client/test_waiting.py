@@ -23,7 +23,7 @@ async def nothing(*_: Any) -> Any:
 async def test_calls_to_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch, autojump_clock: Any) -> None:
     monkeypatch.setattr(sessions, "MAX_WAITING", 3)
     now = trio.current_time
-    keys = Keyring(0)
+    keys = Keyring(0, lambda *_: None)
     session = ServerSession(Server("x"), Address("x", 1), bytes(16), "test", keys, 30.0, nothing, nothing, nothing, now)
     failed_at = []
 

@@ -9,6 +9,7 @@ from typing import Any, ForwardRef
 
 from promisefs_protocol import messages
 from promisefs_protocol.abort import AbortCode, errno_of
+from promisefs_protocol.identity_messages import Principal
 from promisefs_protocol.ids import Fid, PromisedStatus, Status
 from promisefs_protocol.locks import HeldLock, Lock, LockOwner
 from promisefs_protocol.messages import (
@@ -27,7 +28,7 @@ MARK = "<!-- {name}: made by tests/protocol/method_table.py -->\n"
 END = "\n<!-- end -->"
 PARTS: tuple[type[Any], ...] = (
     Fid, Status, PromisedStatus, Operation, Break, LockOwner, Lock, HeldLock, LockAnswer, AclEntry, VolumeEntry,
-    VolumeInfo,
+    VolumeInfo, Principal,
 )  # fmt: skip
 
 
@@ -55,6 +56,8 @@ def who_calls(method: str) -> str:
         return "client, on callbacks"
     if method in CONTROL_METHODS:
         return "promisefsd, on control"
+    if method.startswith(("SEC.", "PT.")):
+        return "client, on calls and commands; promisefsd, on control"
     return "server, on callbacks" if method.startswith("CB.") else "client, on calls"
 
 

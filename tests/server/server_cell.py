@@ -13,6 +13,8 @@ from typing import Any
 import trio
 import trio.testing
 from promisefs_protocol.abort import Aborted
+from promisefs_protocol.connection import Piece
+from promisefs_protocol.identity_messages import Present
 from promisefs_protocol.ids import Fid, PromisedStatus
 from promisefs_protocol.messages import (
     PROTOCOL_VERSION,
@@ -54,14 +56,32 @@ NUMBERS = itertools.count(1)
 """Of operations; a client that comes back with its uuid must not use one twice."""
 
 
+class TokenPeer(Peer):
+    """A peer whose calls go under the token that was presented, unless they say otherwise."""
+
+    context = 0
+
+    async def call(
+        self, request: Any, bulk: Piece | None = None, context: int | None = None
+    ) -> tuple[Any, bytes | None]:
+        return await super().call(request, bulk, self.context if context is None else context)
+
+    async def present(self, token: bytes) -> None:
+        self.context = (await self.call(Present(token)))[0].context
+
+
 class Client:
     """One mount as the server sees it: two connections, breaks recorded, acknowledged unless told otherwise."""
 
     volume = "root"
     """Whose root directory is `root`; empty for none."""
 
-    def __init__(self, connect: Connect, nursery: trio.Nursery, uuid: bytes | None = None) -> None:
+    def __init__(
+        self, connect: Connect, nursery: trio.Nursery, uuid: bytes | None, token: Callable[[bytes], bytes]
+    ) -> None:
+        """`token` gives the one to present to the server that has a store."""
         self._connect = connect
+        self._token = token
         self._nursery = nursery
         self.uuid = uuid or os.urandom(16)
         self.breaks: list[Break] = []
@@ -74,15 +94,15 @@ class Client:
         self.acknowledge_init = trio.Event()
         self.acknowledge_init.set()
         self.root: Fid
-        self.calls: Peer
+        self.calls: TokenPeer
         self.callbacks: Peer
         self.hello: HelloReply
 
-    async def open_peer(self, handler: Any = None) -> Peer:
+    async def open_peer(self, handler: Any = None) -> TokenPeer:
         async def refuse(request: Any, bulk: bytes | None, context: int) -> Any:
             raise AssertionError(request)
 
-        peer = Peer(await self._connect(), handler or refuse, "server")
+        peer = TokenPeer(await self._connect(), handler or refuse, "server")
         self._nursery.start_soon(peer.run)
         return peer
 
@@ -96,6 +116,7 @@ class Client:
     async def connect_calls(self) -> None:
         self.calls = await self.open_peer()
         await self.calls.call(self.hello_as(Role.CALLS))
+        await self.calls.present(self._token(self.hello.server))
 
     async def connect(self) -> Client:
         await self.connect_callbacks()
@@ -201,7 +222,11 @@ class Cell:
         return ours
 
     def client(self, uuid: bytes | None = None) -> Client:
-        return Client(self.stream, self.nursery, uuid)
+        return Client(self.stream, self.nursery, uuid, lambda _: self.server_token())
+
+    def server_token(self) -> bytes:
+        """That of whoever runs the server."""
+        return self.server.registry.authority.server_token()
 
     async def connected(self, uuid: bytes | None = None) -> Client:
         return await self.client(uuid).connect()

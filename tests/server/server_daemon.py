@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
+from promisefs_protocol.local_server import find_local_server
 from server_cell import Client
 
 COMMAND = [sys.executable, "-c", "from promisefs_server.cli import main; main(prog_name='promisefsd')"]
@@ -50,6 +52,12 @@ def daemon(folder: Path, *options: str) -> Iterator[Daemon]:
         running.process.communicate(timeout=TIMEOUT_S)
 
 
+def _token_of_local(store: bytes) -> bytes:
+    server = find_local_server(store, os.geteuid())
+    assert server is not None
+    return server.token
+
+
 @asynccontextmanager
 async def client_of(server: Daemon, uuid: bytes | None = None, volume: str = "root") -> AsyncIterator[Client]:
     async def connect() -> trio.abc.Stream:
@@ -57,7 +65,7 @@ async def client_of(server: Daemon, uuid: bytes | None = None, volume: str = "ro
 
     with trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:
-            client = Client(connect, nursery, uuid)
+            client = Client(connect, nursery, uuid, _token_of_local)
             client.volume = volume
             yield await client.connect()
             nursery.cancel_scope.cancel()

@@ -25,7 +25,13 @@ def test_ends_cleanly(folder: Path, number: int) -> None:
     with daemon(folder) as server:
         status, stderr = server.end(number)
     assert status == 0 and "Traceback" not in stderr
-    assert sorted(p.name for p in folder.iterdir()) == ["callback-state", "data", "lock", "store.sqlite"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "callback-state",
+        "data",
+        "identity.sqlite",
+        "lock",
+        "store.sqlite",
+    ]
 
 
 def test_one_line_for_what_people_get_wrong(folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from promisefs_client.control.control_socket import PeerProcess, directories, opened, peer_of
+from promisefs_protocol.runtime_directory import directories
+
+from promisefs_client.control.control_socket import PeerProcess, opened, peer_of
 from promisefs_client.errors import UserError
 
 from .mounts import MountEntry

@@ -1,9 +1,7 @@
 """Where the control socket of a mount is, who may use it, and what is said on it; for both ends.
 
 Each mount's process listens on a unix socket named after the mount's device number, which mountinfo tells without
-touching the mount, in a directory that only the mount's owner (and root) can enter. The directories are opened first
-and checked then, and what is in them is reached through the descriptor: nobody can put another one in between. A path
-through the descriptor is short, too, whatever the directory's is (sun_path has 108 bytes).
+touching the mount, in a directory that only the mount's owner (and root) can enter (`runtime_directory`).
 
 What is said: the mount's process begins with a line that lists the commands it knows, so that who asks knows at once
 that it runs. Then one request, {"command": NAME, "args": {...}}, and one answer, {"result": ...} or
@@ -15,11 +13,13 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
+
+from promisefs_protocol import runtime_directory
+from promisefs_protocol.runtime_directory import directories
 
 from promisefs_client.errors import UserError
 
@@ -39,32 +39,14 @@ def peer_of(connection: socket.socket) -> PeerProcess:
     return PeerProcess(pid, uid)
 
 
-def directories(owner: int) -> list[str]:
-    """Where the sockets of this user's mounts may be, best first."""
-    if owner == 0:
-        places = ["/run"]
-    else:
-        own = os.environ.get("XDG_RUNTIME_DIR", "") if owner == os.geteuid() else ""
-        places = [own] if own else []
-        if f"/run/user/{owner}" not in places:
-            places.append(f"/run/user/{owner}")
-    return [*(f"{place}/promisefs" for place in places), f"/tmp/promisefs-{owner}"]
-
-
 @contextmanager
 def opened(directory: str, owner: int) -> Iterator[str]:
-    """Give a path through a descriptor of the directory. Raise OSError, or UserError if others could have put it there.
-
-    /tmp is everybody's: a link, a directory of somebody else's or one that others can write is not used.
-    """
-    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Give a path through a descriptor of the directory. Raise OSError, UserError if others could use it."""
     try:
-        found = os.fstat(descriptor)
-        if found.st_uid != owner or stat.S_IMODE(found.st_mode) & 0o077:
-            raise UserError(f"{directory} is not a directory that only uid {owner} can use: remove it")
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
+        with runtime_directory.opened(directory, owner) as place:
+            yield place
+    except runtime_directory.NotPrivate as error:
+        raise UserError(str(error)) from None
 
 
 class BoundSocket:

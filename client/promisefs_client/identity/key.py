@@ -1,27 +1,55 @@
 """Under whose credentials calls are made.
 
-Every local user of a mount has a key: the token to present to servers, if there is one. A handler's calls go under the
-key of the process that the kernel speaks for; an open file pins the key that it was opened with, since the kernel does
-not say who reads and writes through it. What nobody asked for (promises that are renewed, say) goes under the mount's
-own.
+Every local user of a mount has a key: the tokens to present to servers, if there are any. A handler's calls go under
+the key of the process that the kernel speaks for; an open file pins the key that it was opened with, since the kernel
+does not say who reads and writes through it. What nobody asked for (promises that are renewed, say) goes under the
+mount's own, if it has a token.
+
+A fresh token for the same user goes into the key that there is, so what was opened under an expired one goes on.
+Logging in as somebody else makes another key, and what is open keeps the old one: nothing is ever stored in the name
+of somebody who did not write it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from types import TracebackType
+from typing import NamedTuple
+
+import trio
+
+
+class UserToken(NamedTuple):
+    """What a server has given to somebody who logged in."""
+
+    token: bytes
+    user: int  # PT id
+    name: str
+    server: str  # address, for people
+    expires_s: int
+
+    def __repr__(self) -> str:
+        return f"UserToken(..., {self.name!r} at {self.server})"
 
 
 class Key:
-    """The credentials of one local user. Compared by identity: whoever has another token has another key."""
+    """The credentials of one local user. Compared by identity."""
 
-    __slots__ = ("uid",)
+    __slots__ = ("local", "tokens", "uid")
 
     def __init__(self, uid: int) -> None:
         self.uid = uid
+        self.tokens: dict[bytes, UserToken] = {}  # by the server's store
+        self.local: dict[bytes, bytes] = {}  # tokens of servers that this user runs on this machine
 
     def __repr__(self) -> str:
         return f"<key of uid {self.uid}>"
+
+    def token_for(self, store: bytes) -> bytes | None:
+        """Who has logged in is that user, also at a server of their own."""
+        token = self.tokens.get(store)
+        return self.local.get(store) if token is None else token.token
 
 
 _current: ContextVar[Key | None] = ContextVar("key", default=None)
@@ -56,11 +84,17 @@ class acting_with:
         _current.reset(self._token)
 
 
+LocalToken = Callable[[bytes, trio.abc.Stream], bytes | None]
+"""The token of a server on this machine that the mount's owner runs: of that store, at the end of that stream."""
+
+
 class Keyring:
     """The keys of a mount: one for each local user."""
 
-    def __init__(self, owner: int) -> None:
+    def __init__(self, owner: int, local_token: LocalToken) -> None:
         self._keys: dict[int, Key] = {}
+        self._local_token = local_token
+        self.owner = owner
         self.own = self.of(owner)
         """The mount's own: that of whom its process runs as."""
 
@@ -68,4 +102,47 @@ class Keyring:
         key = self._keys.get(uid)
         if key is None:
             key = self._keys[uid] = Key(uid)
+            if uid == self.owner:
+                self.own = key
         return key
+
+    def connected(self, store: bytes, stream: trio.abc.Stream) -> None:
+        """A connection to a server begins: if the mount's owner runs it, it is used in their name."""
+        token = self._local_token(store, stream)
+        if token is None:
+            self.own.local.pop(store, None)
+        else:
+            self.own.local[store] = token
+
+    def for_upkeep(self, store: bytes) -> Key:
+        """Whose key to use for what nobody asked for: the mount's own, or if it has no token one that has."""
+        if self.own.token_for(store) is not None:
+            return self.own
+        return next((key for key in self._keys.values() if key.token_for(store) is not None), self.own)
+
+    # Logging in and out
+
+    def log_in(self, uid: int, store: bytes, token: UserToken) -> None:
+        key = self.of(uid)
+        before = key.tokens.get(store)
+        if before is not None and before.user != token.user:
+            key = self._replace(uid)
+        key.tokens[store] = token
+
+    def log_out(self, uid: int) -> list[UserToken]:
+        """Forget a user's tokens. What is open and not stored is not used in their name any more. Return them."""
+        key = self.of(uid)
+        gone = list(key.tokens.values())
+        key.tokens.clear()
+        return gone
+
+    def _replace(self, uid: int) -> Key:
+        old = self._keys.pop(uid)
+        key = self.of(uid)
+        key.tokens |= old.tokens
+        key.local |= old.local
+        return key
+
+    def tokens_of(self, uid: int) -> Iterator[UserToken]:
+        key = self._keys.get(uid)
+        return iter(()) if key is None else iter(list(key.tokens.values()))

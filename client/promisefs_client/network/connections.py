@@ -14,7 +14,8 @@ from promisefs_protocol.messages import FetchStatus
 from promisefs_protocol.tcp import connect
 
 from promisefs_client.errors import ExitCode, FsError, ServerUnavailable, UserError
-from promisefs_client.identity.key import Keyring
+from promisefs_client.identity.key import Keyring, LocalToken
+from promisefs_client.identity.local_tokens import local_token
 from promisefs_client.locks.lock_manager import LockManager
 from promisefs_client.options import MountOptions, Source
 from promisefs_client.vnodes.volumes import Volume, Volumes
@@ -27,12 +28,20 @@ from .locator import Locator
 from .servers import Server
 from .session import Dial, Refused, ServerSession
 
+_NO_TOKEN = (AbortCode.ACCES, AbortCode.KEYEXPIRED, AbortCode.KEYREVOKED, AbortCode.KEYREJECTED)
+
 
 class Connections:
     """`description` tells the servers' administrators who this is."""
 
     def __init__(
-        self, source: Source, options: MountOptions, description: str, dial: Dial = connect, now: Clock = clock.now
+        self,
+        source: Source,
+        options: MountOptions,
+        description: str,
+        dial: Dial = connect,
+        now: Clock = clock.now,
+        find_local_token: LocalToken = local_token,
     ) -> None:
         self._source = source
         self._timeout_s = options.timeout_s
@@ -41,7 +50,7 @@ class Connections:
         self.callbacks: list[CallbackService] = []
         self.volumes = Volumes()
         client = uuid.uuid4().bytes
-        keys = Keyring(os.geteuid())
+        keys = self.keys = Keyring(os.geteuid(), find_local_token)
         for address in source.servers:
             server = Server(str(address))
             service = CallbackService(server, options.ack_wait_s)
@@ -89,6 +98,9 @@ class Connections:
         except Aborted as refusal:
             if refusal.code == AbortCode.VNOVOL:
                 message = f"{self._source.where} has no volume {self._source.volume!r}"
+                raise UserError(message, ExitCode.SERVER) from None
+            if refusal.code in _NO_TOKEN:
+                message = f"{self._source.where}: {refusal.message}: you may not use it; 'promisefs login' first"
                 raise UserError(message, ExitCode.SERVER) from None
             raise UserError(f"{self._source.where}: {refusal}", ExitCode.SERVER) from None
         except ServerUnavailable as error:

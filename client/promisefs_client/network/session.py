@@ -27,6 +27,7 @@ import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.address import Address
 from promisefs_protocol.connection import NOBODY, Piece
+from promisefs_protocol.identity_messages import Present
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import (
     METHOD_OF_REQUEST,
@@ -170,12 +171,20 @@ class ServerSession:
         self._dial = dial
         self._now = now
         self._calls: Peer | None = None
+        self._contexts: dict[bytes, int] = {}
+        """By what number the server knows a token, on the calls connection that there is."""
+        self._presenting = trio.Lock()
         self._slots = trio.Semaphore(MAX_CALLS)
         self._store: bytes | None = None  # UUID of the store we know; fids mean nothing to another one
         self._up = trio.Event()
         self._lease_began = trio.Event()
         self._next_operation = 0
         self._operations: set[int] = set()
+
+    @property
+    def store(self) -> bytes | None:
+        """The server's, whose tokens count there; None if it was not reached yet."""
+        return self._store
 
     @property
     def connected(self) -> bool:
@@ -208,7 +217,7 @@ class ServerSession:
             raise ServerUnavailable(f"{method.name}: {MAX_WAITING} calls wait for {self.address} already")
         self._next_call += 1
         number = self._next_call
-        key = key or current_key() or self.keys.own
+        key = key or current_key() or self.keys.for_upkeep(self._store or b"")
         self._waiting[number] = began = self._now()
         try:
             with trio.move_on_after(self.timeout_s if timeout_s is None else timeout_s):
@@ -251,9 +260,9 @@ class ServerSession:
                 peer = await self._wait_connected()
             try:
                 if method.request not in _QUESTIONS:
-                    return await peer.call(request, bulk, self._context(key))
+                    return await peer.call(request, bulk, await self._context(peer, key))
                 with interruptible(ONLY_IF_KILLED):
-                    return await peer.call(request, bulk, self._context(key))
+                    return await peer.call(request, bulk, await self._context(peer, key))
             except ConnectionLost:
                 if self._calls is peer:
                     self._disconnected()
@@ -267,10 +276,24 @@ class ServerSession:
             if method.request not in _QUESTIONS | _REPEATABLE:
                 patience_s = ONLY_IF_KILLED
 
-    @staticmethod
-    def _context(key: Key) -> int:
-        """The number under which the server knows the key's token; there are no tokens yet."""
-        return NOBODY
+    async def _context(self, peer: Peer, key: Key) -> int:
+        """By what number the server knows the key's token: it is presented once on each connection.
+
+        Raise ConnectionLost, Aborted.
+        """
+        assert self._store is not None
+        token = key.token_for(self._store)
+        if token is None:
+            return NOBODY
+        contexts = self._contexts
+        context = contexts.get(token)
+        if context is None:
+            async with self._presenting:
+                context = contexts.get(token)
+                if context is None:
+                    reply, _ = await peer.call(Present(token))
+                    context = contexts[token] = reply.context
+        return int(context)
 
     @contextmanager
     def _operation(self) -> Iterator[Operation]:
@@ -344,6 +367,7 @@ class ServerSession:
                     calls, _ = await self._introduce(Role.CALLS, _serve_nothing, nursery)
                     await self._say_first(calls)
                 self.connects += 1
+                self._contexts = {}
                 self._calls = calls
                 self.lost_at = None
                 self._up.set()
@@ -374,6 +398,8 @@ class ServerSession:
             if refusal.code in _TRANSIENT:
                 raise
             raise Refused(f"{self.address}: {refusal}") from None
+        if role == Role.CALLS:
+            self.keys.connected(reply.server, stream)
         return peer, reply
 
     async def _say_first(self, calls: Peer) -> None:

@@ -1,4 +1,4 @@
-"""Connections to the control socket: frames as everywhere, no HELLO, the administration of volumes and statistics."""
+"""Connections to the control socket: frames as everywhere, no HELLO; administering volumes and users, statistics."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.messages import METHOD_OF_REQUEST, CreateVolume, Empty, GetStatistics
 from promisefs_protocol.transport import Peer, Reply
+
+from promisefs_server.identity.calls import Asker
+from promisefs_server.identity.contexts import Contexts
+from promisefs_server.identity.identity import SERVER
 
 from .administration import Administration
 
@@ -41,6 +45,9 @@ class ControlSessions:
             raise Aborted(AbortCode.SHUTTING_DOWN, "the server is shutting down")
         if isinstance(request, GetStatistics):
             return Empty(), json.dumps(await self._server.statistics.report()).encode()
+        if self._server.identity_calls.serves(request):
+            whoever_runs_it = Asker(SERVER, Contexts(), "control")
+            return await self._server.identity_calls.carry_out(whoever_runs_it, request), None
         if not self._administration.serves(request):
             raise Aborted(
                 AbortCode.NOT_INTRODUCED, f"{METHOD_OF_REQUEST[type(request)].name} is no call for the control socket"

@@ -9,8 +9,12 @@ from types import TracebackType
 from typing import Any
 
 import trio
-from promisefs_protocol.messages import RemoveVolume, RenameVolume
+from promisefs_protocol.messages import METHOD_OF_REQUEST, RemoveVolume, RenameVolume
 
+from promisefs_server.identity.calls import Asker, IdentityCalls
+from promisefs_server.identity.contexts import Contexts
+from promisefs_server.identity.identity import SERVER
+from promisefs_server.identity.registry import Registry
 from promisefs_server.promises import callback_state
 from promisefs_server.store.store import Store
 from promisefs_server.store.volume_remains import VolumeRemains
@@ -38,6 +42,8 @@ class StoppedServer:
 
     async def carry_out(self, request: Any) -> Any:
         """Do what the server would do if it ran. Raise Aborted, OSError, sqlite3.Error."""
+        if METHOD_OF_REQUEST[type(request)].name.startswith(("SEC.", "PT.")):
+            return await self._carry_out_on_identities(request)
         if isinstance(request, RemoveVolume | RenameVolume):
             # Before the change: whatever happens, no host then goes by what it knew.
             callback_state.forget(self.store.folder)
@@ -47,6 +53,20 @@ class StoppedServer:
         if isinstance(request, RemoveVolume):
             await remains.delete_all()
         return reply
+
+    async def _carry_out_on_identities(self, request: Any) -> Any:
+        """As whoever runs the server."""
+        registry = Registry(self.store.folder, self.store.uuid, run=0)
+        try:
+            calls = IdentityCalls(registry, self._forget_callbacks)
+            return await calls.carry_out(Asker(SERVER, Contexts(), "command"), request)
+        finally:
+            registry.close()
+
+    async def _forget_callbacks(self) -> None:
+        """Have no client go by what it knew."""
+        callback_state.forget(self.store.folder)
+        await self.wait_for_leases()
 
     async def wait_for_leases(self) -> None:
         """Return when every lease that the server may have given has ended."""

@@ -11,9 +11,9 @@ import click
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.cell_file import CellFileError
 
-from promisefs_server.errors import AddressError, ExitCode, StoreError, VolumeError
+from promisefs_server.errors import AddressError, ExitCode, StoreError, UserError, VolumeError
 
-EXPECTED = (StoreError, AddressError, CellFileError, VolumeError, Aborted, OSError, sqlite3.Error)
+EXPECTED = (StoreError, AddressError, CellFileError, VolumeError, UserError, Aborted, OSError, sqlite3.Error)
 _ABOUT_VOLUMES = (AbortCode.VNOVOL, AbortCode.VMOVED, AbortCode.EXIST, AbortCode.PERM, AbortCode.INVAL)
 
 
@@ -41,6 +41,8 @@ def _code_of(failure: BaseException) -> ExitCode:
             return ExitCode.STORE
         case AddressError():
             return ExitCode.ADDRESS
+        case UserError():
+            return ExitCode.USER
         case VolumeError():
             return ExitCode.VOLUME
         case Aborted(code=code) if code in _ABOUT_VOLUMES:

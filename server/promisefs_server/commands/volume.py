@@ -7,11 +7,9 @@ import re
 import sqlite3
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import trio
-from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.messages import (
     CreateVolume,
     ListVolumes,
@@ -21,7 +19,6 @@ from promisefs_protocol.messages import (
     SetVolume,
     VolumeInfo,
 )
-from promisefs_protocol.transport import ConnectionLost, Peer, Reply
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
@@ -33,20 +30,14 @@ from promisefs_server.administration.stopped import StoppedServer
 from promisefs_server.administration.volume_move import VolumeMove
 from promisefs_server.errors import StoreLocked, VolumeError
 
+from .asking import ask, say
 from .failures import reported
 
-CHANGING_HANDS_S = 10.0
-"""How long a server that is starting or ending is waited for."""
-RETRY_S = 0.1
 WIDE = 200
 """Columns of a table that does not go to a terminal, so that nothing is wrapped."""
 
 _EPILOG = "Exit codes: 0 done, 1 failure, 2 usage, 3 store, 5 no such volume, or it cannot be done with this one."
 _DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-
-
-def _say(text: str) -> None:
-    click.echo(f"promisefsd: {text}", err=True)
 
 
 @click.group(epilog=_EPILOG)
@@ -70,7 +61,7 @@ def create(directory: Path, name: str) -> None:
       promisefs mount localhost/projects ~/projects
     """
     with reported():
-        entry = trio.run(_ask, directory, CreateVolume(name))
+        entry = trio.run(ask, directory, CreateVolume(name))
         click.echo(f"made volume {entry.name}, number {entry.volume}")
 
 
@@ -118,7 +109,7 @@ def remove(directory: Path, name: str, yes: bool) -> None:
     with reported():
         if not yes:
             _confirm(directory, name)
-        trio.run(_ask, directory, RemoveVolume(name))
+        trio.run(ask, directory, RemoveVolume(name))
         click.echo(f"removed volume {name}")
 
 
@@ -145,7 +136,7 @@ def rename(directory: Path, old: str, new: str) -> None:
       promisefsd volume rename /srv/promisefs projects old-projects
     """
     with reported():
-        trio.run(_ask, directory, RenameVolume(old, new))
+        trio.run(ask, directory, RenameVolume(old, new))
         click.echo(f"renamed volume {old} to {new}")
 
 
@@ -218,7 +209,7 @@ async def _move(directory: Path, name: str, to_directory: Path) -> str:
         if (stream := await control_socket.connect(folder)) is not None:
             await stream.aclose()
             raise StoreLocked(f"a server runs on {folder}: stop it first, a volume is moved between stopped servers")
-    with StoppedServer(directory, _say) as source, StoppedServer(to_directory, _say) as target:
+    with StoppedServer(directory, say) as source, StoppedServer(to_directory, say) as target:
         plan = VolumeMove(source.store, target.store, name)
         number = target.store.membership.number
         result = (
@@ -245,45 +236,7 @@ async def _list(directory: Path) -> list[VolumeInfo]:
     volumes: list[VolumeInfo] = []
     more = True
     while more:
-        reply: ListVolumesReply = await _ask(directory, ListVolumes(volumes[-1].volume if volumes else 0))
+        reply: ListVolumesReply = await ask(directory, ListVolumes(volumes[-1].volume if volumes else 0))
         volumes += reply.volumes
         more = reply.more
     return volumes
-
-
-async def _ask(directory: Path, request: Any) -> Any:
-    """Have the server that uses the store, or else this process, carry out a request. Return the reply."""
-    deadline_s = trio.current_time() + CHANGING_HANDS_S
-    while True:
-        try:
-            stream = await control_socket.connect(directory)
-            if stream is not None:
-                return await _ask_server(stream, request)
-            with StoppedServer(directory, _say) as stopped:
-                return await stopped.carry_out(request)
-        except StoreLocked:
-            if trio.current_time() > deadline_s:
-                raise
-        except Aborted as refusal:
-            if refusal.code != AbortCode.SHUTTING_DOWN or trio.current_time() > deadline_s:
-                raise
-        await trio.sleep(RETRY_S)
-
-
-async def _ask_server(stream: trio.SocketStream, request: Any) -> Any:
-    peer = Peer(stream, _refuse, "the server")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(peer.run)
-        try:
-            reply, _ = await peer.call(request)
-        except ConnectionLost:
-            raise VolumeError(
-                "the server ended before it answered: see 'promisefsd volume list' whether it was done"
-            ) from None
-        finally:
-            nursery.cancel_scope.cancel()
-    return reply
-
-
-async def _refuse(request: Any, bulk: bytes | None, context: int) -> Reply:
-    raise Aborted(AbortCode.NOT_INTRODUCED, "commands serve nothing")

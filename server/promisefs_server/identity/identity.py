@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from promisefs_protocol.principals import ADMINISTRATORS, ANONYMOUS, ANYUSER
+from promisefs_protocol.principals import ADMINISTRATORS, ANONYMOUS, ANYUSER, AUTHUSER
 
 
 class Identity(NamedTuple):
@@ -19,6 +19,14 @@ class Identity(NamedTuple):
         """Whether the user may do everything."""
         return ADMINISTRATORS in self.groups
 
+    @property
+    def authenticated(self) -> bool:
+        """Whether a token says who it is."""
+        return AUTHUSER in self.groups
 
-UNCHECKED = Identity(ANONYMOUS, "anonymous", frozenset({ANYUSER, ADMINISTRATORS}))
-"""Everybody, as long as nobody has to say who they are."""
+
+NOBODY = Identity(ANONYMOUS, "anonymous", frozenset({ANYUSER}))
+"""Everybody without a token."""
+SERVER_USER = 0
+SERVER = Identity(SERVER_USER, "local", frozenset({ANYUSER, AUTHUSER, ADMINISTRATORS}))
+"""Whoever runs the server: who can read its store could make any token, so nothing is kept from them."""

@@ -18,8 +18,8 @@ from promisefs_protocol.rights import Rights
 from promisefs_protocol.transport import Reply
 
 from promisefs_server.access.access_control import AccessControl
-from promisefs_server.access.principals import Principals
 from promisefs_server.identity.caller import Caller
+from promisefs_server.identity.principals import Principals
 from promisefs_server.promises.breaker import Breaker
 from promisefs_server.promises.vnode_locks import VnodeLocks
 from promisefs_server.promises.writers import Writers

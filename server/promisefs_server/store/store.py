@@ -5,6 +5,7 @@ DIR/store.sqlite     metadata, see schema.sql
 DIR/data/            data files, see datafiles
 DIR/callback-state   promises, between a clean shutdown and the next start
 DIR/ballast          room for removals, when the disk is filling, see ballast
+DIR/identity.sqlite  users, groups, password hashes, signing keys, see identity_file
 DIR/control          while a server runs: its control socket, see control
 """
 
@@ -24,6 +25,7 @@ from promisefs_protocol.messages import START_ID_BITS
 
 from promisefs_server.administration.control_socket import CONTROL_NAME
 from promisefs_server.errors import StoreError, StoreLocked
+from promisefs_server.identity import identity_file
 from promisefs_server.promises.callback_state import STATE_NAME
 
 from .acls import Acls, forget_unused
@@ -43,7 +45,7 @@ LOCK_NAME = "lock"
 SKIPPED_VNODES = 1 << 20
 """Vnode numbers left out after an unclean start. They are below 2**40, so a million such starts can be afforded."""
 DATA_NAME = "data"
-OWN_NAMES = frozenset({DATABASE_NAME, LOCK_NAME, DATA_NAME, STATE_NAME, BALLAST_NAME, CONTROL_NAME})
+OWN_NAMES = identity_file.OWN_NAMES | {DATABASE_NAME, LOCK_NAME, DATA_NAME, STATE_NAME, BALLAST_NAME, CONTROL_NAME}
 _UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 

@@ -171,7 +171,12 @@ class ClientMachine:
         async def connect(address: Address) -> trio.abc.Stream:
             return await dial(address.host)
 
-        self.connections = connections = Connections(self._source, self._options, self.name, connect, self.now)
+        def local_token(store: bytes, stream: trio.abc.Stream) -> bytes | None:
+            return self._network.local_tokens.get(store)
+
+        self.connections = connections = Connections(
+            self._source, self._options, self.name, connect, self.now, local_token
+        )
         for number, session in enumerate(connections.sessions.values()):
             self._note_what_ends(number, session)
         await connections.open(nursery)

@@ -247,6 +247,8 @@ class Network:
         self.world = world
         self._links: dict[tuple[str, str], Link] = {}
         self._listening: dict[str, Accept] = {}
+        self.local_tokens: dict[bytes, bytes] = {}
+        """Of servers, by their stores: all clients are mounts of whoever runs the servers, on one machine."""
 
     def link(self, client: str, server: str) -> Link:
         key = (client, server)

@@ -59,6 +59,7 @@ class ServerMachine:
         def accept(stream: trio.abc.Stream, client: str) -> None:
             server._connections.start_soon(server.serve_connection, stream, client)
 
+        self._network.local_tokens[store.uuid] = server.registry.authority.server_token()
         self._network.listen(self.name, accept)
 
     @staticmethod
