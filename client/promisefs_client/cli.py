@@ -19,8 +19,10 @@ from promisefs_protocol.observe.logs import LogFormat
 from rich.console import Console
 
 from .commands.fs import fs
+from .commands.login import login, logout, tokens
 from .commands.mmaps_view import fetch_mmaps, mmaps_table
 from .commands.mounts import MountEntry, find_mount, list_mounts
+from .commands.pts import pts
 from .commands.rejects import rejects
 from .commands.status_view import error_line, fetch_status, mount_table, overview, place_of, printable
 from .commands.top import top
@@ -246,6 +248,10 @@ def _fetch_or_error(fetch: Callable[[MountEntry], dict[str, Any]], entry: MountE
 
 
 cli.add_command(fs)
+cli.add_command(login)
+cli.add_command(tokens)
+cli.add_command(logout)
+cli.add_command(pts)
 cli.add_command(rejects)
 cli.add_command(top)
 cli.add_command(trace)

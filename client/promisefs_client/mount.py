@@ -38,6 +38,7 @@ from .fuse.lock_handlers import OPERATIONS
 from .fuse.main_loop import fuse_descriptor, serve_kernel, widen_queue
 from .fuse.notifications import FuseNotifier
 from .fuse.own_inodes import OwnInodes
+from .identity.logins import Logins
 from .locks.lock_manager import LockManager
 from .names.mount_points import MountPoints
 from .names.namespace import Namespace
@@ -200,7 +201,7 @@ class Mount:
         try:
             descriptor = fuse_descriptor()
             device = device_of(descriptor, self._mountpoint)
-            control = ControlServer(device)
+            control = ControlServer(device, shared="allow_other" in self._options.fuse)
             if len(self._connections.sessions) > 1:
                 widen_queue(device)
         except BaseException:
@@ -208,6 +209,7 @@ class Mount:
             raise
         control.commands["status"] = self._report
         control.commands["mmaps"] = self._mmaps
+        control.user_commands.update(Logins(cell, files).commands)
         control.streams["trace"] = trace
         control.commands.update(FsCommands(mount_points).commands)
         control.commands.update(Examination(cell, mount_points).commands)

@@ -29,15 +29,17 @@ def directories(owner: int) -> list[str]:
 
 
 @contextmanager
-def opened(directory: str, owner: int) -> Iterator[str]:
+def opened(directory: str, owner: int, others_may: int = 0) -> Iterator[str]:
     """Give a path through a descriptor of the directory. Raise OSError, NotPrivate.
+
+    `others_may`: mode bits of group and others that it may have.
 
     /tmp is everybody's: a link, a directory of somebody else's or one that others can write is not used.
     """
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(descriptor)
-        if found.st_uid != owner or stat.S_IMODE(found.st_mode) & 0o077:
+        if found.st_uid != owner or stat.S_IMODE(found.st_mode) & 0o077 & ~others_may:
             raise NotPrivate(f"{directory} is not a directory that only uid {owner} can use: remove it")
         yield f"/proc/self/fd/{descriptor}"
     finally:

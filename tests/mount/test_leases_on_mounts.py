@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from logging_in import logged_in_at
 from outsider import Outsider
 from relay import Relay
 
@@ -44,7 +45,7 @@ def test_what_a_mount_that_is_cut_off_has_mapped_is_gone_when_a_writer_goes_on(m
     count, lease_s = 1000, 6.0
     cell = make_cell(mounts=1, server_options=("--lease", f"{lease_s:g}"))
     writer = cell.mountpoint("m1")
-    with Relay(cell.port) as relay:
+    with Relay(cell.port) as relay, logged_in_at(cell.store, relay.port):
         cell.mount("cut", port=relay.port)
         view = cell.mountpoint("cut")
         with Outsider(MAPPER) as reader:

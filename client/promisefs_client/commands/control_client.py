@@ -10,7 +10,7 @@ from typing import Any
 
 from promisefs_protocol.runtime_directory import directories
 
-from promisefs_client.control.control_socket import PeerProcess, opened, peer_of
+from promisefs_client.control.control_socket import PeerProcess, opened, opened_shared, peer_of, shared_directory
 from promisefs_client.errors import UserError
 
 from .mounts import MountEntry
@@ -90,6 +90,8 @@ class Asked:
 
     def _send(self, command: str, args: dict[str, Any]) -> None:
         if command not in self._commands:
+            if os.geteuid() not in (0, self.process.uid):
+                raise UserError(f"{self._where}: only uid {self.process.uid} and root may ask that")
             raise UserError(f"{self._where}: its process is of another version and does not know {command!r}")
         self._connection.sendall(json.dumps({"command": command, "args": args}).encode() + b"\n")
 
@@ -118,15 +120,16 @@ def ask(entry: MountEntry, command: str, args: dict[str, Any] | None = None, wai
 
 def _connect(entry: MountEntry) -> socket.socket:
     where = entry.mountpoint
-    if os.geteuid() not in (0, entry.owner):
+    others = os.geteuid() not in (0, entry.owner)
+    if others and not entry.shared:
         raise UserError(f"{where} is a mount of uid {entry.owner}: only that user and root may ask it")
     dead = False
-    tried = directories(entry.owner)
+    tried = [shared_directory(entry.owner)] if others else directories(entry.owner)
     for directory in tried:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(GREETING_WAIT_S)
         try:
-            with opened(directory, entry.owner) as place:
+            with (opened_shared if others else opened)(directory, entry.owner) as place:
                 connection.connect(f"{place}/{entry.device}")
             return connection
         except FileNotFoundError:

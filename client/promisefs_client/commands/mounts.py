@@ -27,6 +27,11 @@ class MountEntry(NamedTuple):
     source: str
     owner: int
     """uid of who mounted it; means something for FUSE only."""
+    shared: bool = False
+    """Whether it was mounted with allow_other."""
+
+    def usable_by(self, uid: int) -> bool:
+        return self.shared or uid in (0, self.owner)
 
 
 def _read_mountinfo(pid: int | str) -> list[MountEntry]:
@@ -49,6 +54,7 @@ def _read_mountinfo(pid: int | str) -> list[MountEntry]:
                     kind,
                     _unescape(source),
                     uid,
+                    bool(re.search(r"(?:^|,)allow_other(?:,|$)", options)),
                 )
             )
     return entries

@@ -23,6 +23,8 @@ Command = Callable[[dict[str, Any]], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Stream = Callable[[dict[str, Any], Send], Awaitable[None]]
 """Takes the request's args, and sends answers for as long as who asked takes them. Raises UserError."""
+UserCommand = Callable[[int, dict[str, Any]], Awaitable[Any]]
+"""Takes the uid of who asks, too. Served to every user of the mount, each for themselves."""
 
 MAX_CONNECTIONS = 64
 """Served at a time; further ones wait to be accepted."""
@@ -33,22 +35,40 @@ ACCEPT_RETRY_S = 1.0
 
 
 class ControlServer:
-    """`commands` and `streams` may be added to as long as nobody has asked yet."""
+    """`commands`, `streams` and `user_commands` may be added to as long as nobody has asked yet."""
 
-    def __init__(self, device: str) -> None:
-        """Listen from now on; answer once `serve` runs. Raise UserError."""
+    def __init__(self, device: str, *, shared: bool) -> None:
+        """Listen from now on; answer once `serve` runs. `shared`: also to users that are not the owner.
+
+        Raise UserError.
+        """
+        self.user_commands: dict[str, UserCommand] = {}
         self.commands: dict[str, Command] = {}
         self.streams: dict[str, Stream] = {}
-        self._bound = BoundSocket(device)
+        self._bound = [BoundSocket(device)]
+        if shared:
+            self._listen_for_others(device)
 
     def remove(self) -> None:
         """Let nobody find it any more: the mount has ended, its device number may be another's soon."""
-        self._bound.remove()
+        for bound in self._bound:
+            bound.remove()
+
+    def _listen_for_others(self, device: str) -> None:
+        try:
+            self._bound.append(BoundSocket(device, shared=True))
+        except UserError as error:
+            log.warning("other users of this mount cannot hand in tokens: %s", error)
 
     async def serve(self) -> None:
         """Answer until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for bound in self._bound:
+                nursery.start_soon(self._serve_on, bound)
+
+    async def _serve_on(self, bound: BoundSocket) -> None:
         slots = trio.Semaphore(MAX_CONNECTIONS)
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._bound.socket))
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(bound.socket))
         async with listener, trio.open_nursery() as nursery:
             while True:
                 await slots.acquire()
@@ -76,27 +96,34 @@ class ControlServer:
 
     async def _answer(self, stream: trio.SocketStream) -> None:
         peer = peer_of(stream.socket)  # type: ignore[arg-type]  # trio's has getsockopt, too
-        if peer.uid not in (0, os.geteuid()):
-            log.warning("control: process %d of uid %d may not ask", peer.pid, peer.uid)
-            return
+        mine = peer.uid in (0, os.geteuid())
+        commands: dict[str, Command] = {
+            name: partial(command, peer.uid) for name, command in self.user_commands.items()
+        }
+        streams = self.streams if mine else {}
+        if mine:
+            commands |= self.commands
         with trio.fail_after(REQUEST_WAIT_S):
-            await stream.send_all(_line({"commands": sorted(self.commands | self.streams)}))
+            await stream.send_all(_line({"commands": sorted({*commands, *streams})}))
             request = await _receive_line(stream)
         if request is None:
             return
         try:
-            answer = {"result": await self._carry_out(request, stream)}
+            answer = {"result": await self._carry_out(request, stream, commands, streams)}
         except UserError as error:
             answer = {"error": str(error), "code": int(error.code)}
         with trio.fail_after(ANSWER_WAIT_S):
             await stream.send_all(_line(answer))
 
-    async def _carry_out(self, line: bytes, stream: trio.SocketStream) -> Any:
+    @staticmethod
+    async def _carry_out(
+        line: bytes, stream: trio.SocketStream, commands: dict[str, Command], streams: dict[str, Stream]
+    ) -> Any:
         try:
             request = json.loads(line)
             name, args = request["command"], request["args"]
-            command = self.commands.get(name)
-            send_many = None if command else self.streams[name]
+            command = commands.get(name)
+            send_many = None if command else streams[name]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError("the request was not understood", ExitCode.USAGE) from None
         try:

@@ -49,19 +49,39 @@ def opened(directory: str, owner: int) -> Iterator[str]:
         raise UserError(str(error)) from None
 
 
-class BoundSocket:
-    """The listening socket of one mount, in the first directory that can be used."""
+def shared_directory(owner: int) -> str:
+    """Where mounts of this user that others may use listen for these: everybody may connect, only the owner listen."""
+    return "/run/promisefs-shared" if owner == 0 else f"/tmp/promisefs-shared-{owner}"
 
-    def __init__(self, device: str) -> None:
+
+@contextmanager
+def opened_shared(directory: str, owner: int) -> Iterator[str]:
+    """As `opened`, of a directory that others may enter."""
+    try:
+        with runtime_directory.opened(directory, owner, others_may=0o055) as place:
+            yield place
+    except runtime_directory.NotPrivate as error:
+        raise UserError(str(error)) from None
+
+
+class BoundSocket:
+    """The listening socket of one mount, in the first directory that can be used.
+
+    Or `shared`: one that every user may connect to.
+    """
+
+    def __init__(self, device: str, *, shared: bool = False) -> None:
         """Raise UserError if no directory can be used."""
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._device = device
         self._owner = os.geteuid()
         problems: list[str] = []
-        for directory in directories(self._owner):
+        self._open = opened_shared if shared else opened
+        for directory in [shared_directory(self._owner)] if shared else directories(self._owner):
             try:
                 with suppress(FileExistsError):
                     os.mkdir(directory, 0o700)
+                    os.chmod(directory, 0o755 if shared else 0o700)  # whatever the umask
                 self._bind(directory)
                 return
             except UserError as error:
@@ -73,11 +93,12 @@ class BoundSocket:
 
     def _bind(self, directory: str) -> None:
         """Take the name whoever had it: the device is ours, so he is dead or not mounted any more."""
-        with opened(directory, self._owner) as place:
+        with self._open(directory, self._owner) as place:
             name, new = f"{place}/{self._device}", f"{place}/new.{os.getpid()}"
             with suppress(FileNotFoundError):
                 os.unlink(new)
             self.socket.bind(new)
+            os.chmod(new, 0o666)  # the directory says who may connect
             self.socket.listen()
             os.rename(new, name)  # so nobody ever finds one that nobody listens on yet
             self._inode = os.lstat(name).st_ino
@@ -85,7 +106,7 @@ class BoundSocket:
 
     def remove(self) -> None:
         """Nobody is to find it any more. Another mount may have its name by now; then that stays."""
-        with suppress(OSError, UserError), opened(self._directory, self._owner) as place:
+        with suppress(OSError, UserError), self._open(self._directory, self._owner) as place:
             name = f"{place}/{self._device}"
             if os.lstat(name).st_ino == self._inode:
                 os.unlink(name)

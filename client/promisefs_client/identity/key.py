@@ -26,7 +26,8 @@ class UserToken(NamedTuple):
     token: bytes
     user: int  # PT id
     name: str
-    server: str  # address, for people
+    serial: str
+    server: str  # the address that it was got from, and is given to
     expires_s: int
 
     def __repr__(self) -> str:
@@ -86,14 +87,17 @@ class acting_with:
 
 LocalToken = Callable[[bytes, trio.abc.Stream], bytes | None]
 """The token of a server on this machine that the mount's owner runs: of that store, at the end of that stream."""
+SavedToken = Callable[[bytes], UserToken | None]
+"""The token that the mount's owner has for a store from an earlier login."""
 
 
 class Keyring:
     """The keys of a mount: one for each local user."""
 
-    def __init__(self, owner: int, local_token: LocalToken) -> None:
+    def __init__(self, owner: int, local_token: LocalToken, saved_token: SavedToken = lambda store: None) -> None:
         self._keys: dict[int, Key] = {}
         self._local_token = local_token
+        self._saved_token = saved_token
         self.owner = owner
         self.own = self.of(owner)
         """The mount's own: that of whom its process runs as."""
@@ -106,8 +110,11 @@ class Keyring:
                 self.own = key
         return key
 
-    def connected(self, store: bytes, stream: trio.abc.Stream) -> None:
-        """A connection to a server begins: if the mount's owner runs it, it is used in their name."""
+    def connected(self, store: bytes, stream: trio.abc.Stream, address: str) -> None:
+        """A connection to a server begins: take what its owner has for it, as who runs it and as who has logged in."""
+        saved = self._saved_token(store)
+        if saved is not None and saved.server == address:
+            self.log_in(self.owner, store, saved)
         token = self._local_token(store, stream)
         if token is None:
             self.own.local.pop(store, None)
@@ -123,17 +130,19 @@ class Keyring:
     # Logging in and out
 
     def log_in(self, uid: int, store: bytes, token: UserToken) -> None:
+        """What is known of the rights of a key is of its user, so another user is another key."""
         key = self.of(uid)
         before = key.tokens.get(store)
-        if before is not None and before.user != token.user:
+        if before is None or before.user != token.user:
             key = self._replace(uid)
         key.tokens[store] = token
 
     def log_out(self, uid: int) -> list[UserToken]:
-        """Forget a user's tokens. What is open and not stored is not used in their name any more. Return them."""
-        key = self.of(uid)
-        gone = list(key.tokens.values())
-        key.tokens.clear()
+        """Forget a user's tokens. What is open is not used in their name any more. Return them."""
+        old = self.of(uid)
+        gone = list(old.tokens.values())
+        self._replace(uid).tokens.clear()
+        old.tokens.clear()
         return gone
 
     def _replace(self, uid: int) -> Key:

@@ -16,6 +16,7 @@ from promisefs_protocol.tcp import connect
 from promisefs_client.errors import ExitCode, FsError, ServerUnavailable, UserError
 from promisefs_client.identity.key import Keyring, LocalToken
 from promisefs_client.identity.local_tokens import local_token
+from promisefs_client.identity.saved_tokens import saved
 from promisefs_client.locks.lock_manager import LockManager
 from promisefs_client.options import MountOptions, Source
 from promisefs_client.vnodes.volumes import Volume, Volumes
@@ -50,7 +51,7 @@ class Connections:
         self.callbacks: list[CallbackService] = []
         self.volumes = Volumes()
         client = uuid.uuid4().bytes
-        keys = self.keys = Keyring(os.geteuid(), find_local_token)
+        keys = self.keys = Keyring(os.geteuid(), find_local_token, saved)
         for address in source.servers:
             server = Server(str(address))
             service = CallbackService(server, options.ack_wait_s)

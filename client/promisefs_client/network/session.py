@@ -399,7 +399,7 @@ class ServerSession:
                 raise
             raise Refused(f"{self.address}: {refusal}") from None
         if role == Role.CALLS:
-            self.keys.connected(reply.server, stream)
+            self.keys.connected(reply.server, stream, str(self.address))
         return peer, reply
 
     async def _say_first(self, calls: Peer) -> None:
