@@ -86,12 +86,18 @@ main.add_command(users)
 )  # fmt: skip
 @click.option("--verbose", "-v", is_flag=True, help="Log every event: breaks, calls...")
 @click.option(
-    "--insecure", is_flag=True, help="Listen on addresses that other machines reach. Nobody is authenticated!"
+    "--insecure",
+    is_flag=True,
+    help="Listen on addresses that other machines reach. Everybody in between sees everything!",
 )
+@click.option(
+    "--trust-everybody", is_flag=True,
+    help="Take everybody who has no token for an administrator: for containers that are by themselves.",
+)  # fmt: skip
 def serve(
     directory: Path, listen: str | None, cell: Path | None, number: int | None, port: int | None, lease: float,
     metrics: str | None, metrics_insecure: bool,
-    log_file: Path | None, log_format: str, verbose: bool, insecure: bool,
+    log_file: Path | None, log_format: str, verbose: bool, insecure: bool, trust_everybody: bool,
 ) -> None:  # fmt: skip
     """Serve the store in DIR, which is made if it is not there.
 
@@ -110,7 +116,9 @@ def serve(
         _start_logging(log_file, LogFormat(log_format), verbose)
         _raise_file_limit()
         collector.set_for_daemon()
-        trio.run(_serve, directory, membership, address, lease, insecure, metrics_address, metrics_insecure)
+        trio.run(
+            _serve, directory, membership, address, lease, insecure, trust_everybody, metrics_address, metrics_insecure
+        )
 
 
 def _place(cell: Path | None, number: int | None, listen: str | None, port: int | None) -> tuple[Membership, Address]:
@@ -166,14 +174,14 @@ async def _listen_for_scrapers(address: Address, insecure: bool) -> list[trio.So
 
 
 async def _serve(
-    directory: Path, membership: Membership, address: Address, lease_s: float, insecure: bool,
+    directory: Path, membership: Membership, address: Address, lease_s: float, insecure: bool, trusts_everybody: bool,
     metrics: Address | None, metrics_insecure: bool,
 ) -> None:  # fmt: skip
     with trio.open_signal_receiver(*SHUTDOWN_SIGNALS) as signals:
         listeners = await _listen(address.host, address.port, insecure)
         scrapers = [] if metrics is None else await _listen_for_scrapers(metrics, metrics_insecure)
         store = Store.open(directory, time.time_ns(), membership)
-        server = Fileserver(store, lease_s)
+        server = Fileserver(store, lease_s, trusts_everybody=trusts_everybody)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_at_signal, server, signals)
             addresses = tuple(listener.socket.getsockname()[:2] for listener in listeners)
@@ -206,7 +214,7 @@ async def _listen(host: str, port: int, insecure: bool) -> list[trio.SocketListe
     for address in addresses:
         if not insecure and not ipaddress.ip_address(str(address[4][0]).partition("%")[0]).is_loopback:
             raise AddressError(
-                f"{host} can be reached by other machines, and anybody there could read and change every file: "
+                f"{host} can be reached by other machines, and and anybody in between could read and change what passes: "
                 "serve at a loopback address, or say --insecure if that is what you want"
             )
     if port == 0:

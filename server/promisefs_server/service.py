@@ -69,10 +69,13 @@ HOUSEKEEPING_S = 600
 class Fileserver:
     """One running server. `run` it; then `serve_connection` may be called; `stop` ends it."""
 
-    def __init__(self, store: Store, lease_s: float = DEFAULT_LEASE_S, max_promises: int = MAX_PROMISES) -> None:
+    def __init__(
+        self, store: Store, lease_s: float = DEFAULT_LEASE_S, max_promises: int = MAX_PROMISES,
+        *, trusts_everybody: bool = False,
+    ) -> None:  # fmt: skip
         self.store = store
         with store_errors(store.folder):
-            self.registry = Registry(store.folder, store.uuid, store.start_id)
+            self.registry = Registry(store.folder, store.uuid, store.start_id, trusts_everybody=trusts_everybody)
         self.identity_calls = IdentityCalls(self.registry, self._announce_rights)
         self.lease_s = lease_s
         self._lease_ms = math.ceil(lease_s * 1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -29,7 +30,9 @@ from promisefs_server.identity import contexts
 from promisefs_server.identity.authority import LONGEST_LIFETIME_S
 from promisefs_server.identity.login_limits import FORGOTTEN_AFTER_S, FREE, LONGEST_S, MAX_ENTRIES, LoginLimits
 from promisefs_server.identity.tokens import Claims, SigningKey, sign, verify
-from server_cell import Cell, Client, TokenPeer
+from promisefs_server.service import Fileserver
+from promisefs_server.store.store import Store
+from server_cell import Cell, Client, TokenPeer, running_cell
 
 KEY = SigningKey(3, b"k" * 32, None)
 OLD_KEY = SigningKey(2, b"o" * 32, 2000)
@@ -158,6 +161,17 @@ async def test_nobody_gets_anything_without_a_token(cell: Cell) -> None:
     assert await code_of(peer, IssueToken("anonymous", 0)) is AbortCode.ACCES
 
 
+async def test_a_server_that_trusts_everybody(folder: Path) -> None:
+    store = Store.open(folder, time.time_ns())
+    server = Fileserver(store, trusts_everybody=True)
+    assert server.registry.identity(contexts.Contexts(), 0).administrator
+    with pytest.raises(Aborted):
+        server.registry.identity(contexts.Contexts(), 1)
+    server.registry.close()
+    server.durability.close()
+    store.close(clean=True)
+
+
 async def test_logging_in(cell: Cell) -> None:
     await user_of(cell, "alice", password="correct horse")
     peer = await commands(cell)
@@ -251,9 +265,7 @@ async def test_users_set_their_own_passwords_only(cell: Cell) -> None:
     assert await code_of(peer, RevokeTokens("bob", None)) is AbortCode.ACCES
 
 
-async def test_a_token_of_an_earlier_run_of_the_server_is_over(folder: Any) -> None:
-    from server_cell import running_cell
-
+async def test_a_token_of_an_earlier_run_of_the_server_is_over(folder: Path) -> None:
     async with running_cell(folder) as cell:
         token = cell.server_token()
         await user_of(cell, "alice")

@@ -161,7 +161,7 @@ def setquota(directory: Path, name: str, size: str) -> None:
         quota = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2].upper()]
         if quota >= 1 << 62:
             raise click.UsageError(f"{size!r} is too much")
-        trio.run(_ask, directory, SetVolume(name, quota, None))
+        trio.run(ask, directory, SetVolume(name, quota, None))
         click.echo(f"volume {name} may grow to {decimal(quota)}" if quota else f"volume {name} has no quota")
 
 
@@ -179,7 +179,7 @@ def set_(directory: Path, name: str, read_only: bool) -> None:
       promisefsd volume set /srv/promisefs archive --read-only
     """
     with reported():
-        trio.run(_ask, directory, SetVolume(name, None, read_only))
+        trio.run(ask, directory, SetVolume(name, None, read_only))
         click.echo(f"volume {name} is {'read-only' if read_only else 'read-write'}")
 
 
