@@ -214,7 +214,7 @@ async def _listen(host: str, port: int, insecure: bool) -> list[trio.SocketListe
     for address in addresses:
         if not insecure and not ipaddress.ip_address(str(address[4][0]).partition("%")[0]).is_loopback:
             raise AddressError(
-                f"{host} can be reached by other machines, and and anybody in between could read and change what passes: "
+                f"{host} can be reached by other machines, and anybody in between could read and change what passes: "
                 "serve at a loopback address, or say --insecure if that is what you want"
             )
     if port == 0:
