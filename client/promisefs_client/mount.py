@@ -35,14 +35,14 @@ from .fuse import fuse_extension, kernel_readahead
 from .fuse.fuse_extension import FuseExtension, in_effect
 from .fuse.kernel import KernelCaches
 from .fuse.lock_handlers import OPERATIONS
-from .fuse.main_loop import fuse_descriptor, serve_kernel, widen_queue
+from .fuse.main_loop import QUEUE_WIDTH, fuse_descriptor, serve_kernel, widen_queue
 from .fuse.notifications import FuseNotifier
 from .fuse.own_inodes import OwnInodes
 from .identity.logins import Logins
 from .locks.lock_manager import LockManager
 from .names.mount_points import MountPoints
 from .names.namespace import Namespace
-from .names.xattrs import Xattrs
+from .names.xattrs import ABSENT, Xattrs
 from .network.cell import Cell
 from .network.connections import Connections
 from .observe.metrics import METRICS
@@ -184,8 +184,10 @@ class Mount:
         make_operations = OPERATIONS[self._options.locks]
         operations = make_operations(cell, files, locks, names, mount_points, xattrs, self._initialised.set)
         extension = fuse_extension.loaded()
+        several = len(self._connections.sessions) > 1
         if extension is not None:
-            extension.extend(operations)
+            width = QUEUE_WIDTH if several else 0
+            extension.extend(operations, absent_xattrs=ABSENT, cache_symlinks=True, max_background=width)
         options = {f"fsname={self._source}", f"subtype={FSTYPE}", *self._options.fuse}
         if self._options.posix:
             options.add("default_permissions")
@@ -202,7 +204,7 @@ class Mount:
             descriptor = fuse_descriptor()
             device = device_of(descriptor, self._mountpoint)
             control = ControlServer(device, shared="allow_other" in self._options.fuse)
-            if len(self._connections.sessions) > 1:
+            if several and self._extension is None:
                 widen_queue(device)
         except BaseException:
             pyfuse3.close(unmount=True)

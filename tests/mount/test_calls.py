@@ -233,6 +233,48 @@ def test_appenders_on_both_mounts_at_the_same_time(make_cell: MakeCell) -> None:
     assert early_acks == [0, 0], "a WRITE that waits for the server held up an acknowledgement"
 
 
+# What the kernel need not ask for
+
+
+def _upcalls(mountpoint: Path, name: str) -> int:
+    return int(status_of(mountpoint)["upcalls"].get(name, 0))
+
+
+def test_targets_of_symlinks_stay_in_the_kernel(cell: View) -> None:
+    mountpoint = cell.running.mountpoint("m2")
+    if not status_of(mountpoint)["features"]["cached_symlinks"]:
+        pytest.skip("the kernel keeps them only if the FUSE extension allows it")
+    a, b = cell.a / "link", cell.b / "link"
+    a.symlink_to("one")
+    before = _upcalls(mountpoint, "readlink")
+    assert [os.readlink(b) for _ in range(5)] == ["one"] * 5
+    assert _upcalls(mountpoint, "readlink") == before + 1
+    (cell.a / "new").symlink_to("two, which is longer")
+    os.rename(cell.a / "new", a)
+    assert os.readlink(b) == "two, which is longer"
+    a.unlink()
+    a.symlink_to("3")
+    assert os.readlink(b) == "3"
+    assert os.lstat(b).st_size == 1
+
+
+def test_attributes_that_no_file_has_are_not_asked_for(cell: View) -> None:
+    mountpoint = cell.running.mountpoint("m1")
+    if not status_of(mountpoint)["features"]["write_flags"]:
+        pytest.skip("without the FUSE extension each takes a request")
+    with opened(cell.a / "f", os.O_CREAT | os.O_WRONLY) as fd:
+        before = _upcalls(mountpoint, "getxattr")
+        for _ in range(10):
+            os.write(fd, b"x")
+        for name in ("security.capability", "system.posix_acl_access", "trusted.x"):
+            with fails_with(errno.ENODATA):
+                os.getxattr(fd, name)
+        assert _upcalls(mountpoint, "getxattr") == before
+        os.setxattr(fd, "user.security.x", b"there")
+        assert os.getxattr(fd, "user.security.x") == b"there"
+        assert _upcalls(mountpoint, "getxattr") == before + 1
+
+
 _PAGE_APPENDER = """
 import os, sys
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_APPEND)

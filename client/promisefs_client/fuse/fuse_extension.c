@@ -7,6 +7,7 @@
  *   - operations that pyfuse3 has go through `begin` first, which notes what pyfuse3 does not pass on and asks libfuse to
  *     tell of interrupts, and then to pyfuse3, unchanged;
  *   - operations that it does not have are handed to Python (`fuse_extension.on_request`), which answers later;
+ *   - extended attributes that no file has are refused at once: the kernel asks for one before every write;
  *   - `init` chooses capabilities when pyfuse3 has chosen its own.
  * A read that finds no request, because its process was killed after poll, is reported as EINTR, which pyfuse3 retries.
  *
@@ -70,7 +71,9 @@ EXPORT struct {
     void (*on_interrupt)(uint64_t number, int32_t pid);
     uint32_t enabled;
     uint32_t handled; /* bits: operations that go to Python */
-    uint32_t want, unwant; /* FUSE_CAP_* */
+    uint32_t want; /* FUSE_CAP_* beside pyfuse3's */
+    uint32_t max_background; /* requests that the kernel sends without waiting for answers; 0: as many as it thinks fit */
+    const char *absent_xattrs; /* beginnings of their names, each ended by a NUL, the last by two */
     /* Set here. */
     uint32_t capable, wanted; /* after init */
     struct fuse_session *session;
@@ -138,9 +141,26 @@ THROUGH(fsyncdir, (fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_fil
 THROUGH(statfs, (fuse_req_t req, fuse_ino_t ino), (req, ino))
 THROUGH(setxattr, (fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size, int flags),
         (req, ino, name, value, size, flags))
-THROUGH(getxattr, (fuse_req_t req, fuse_ino_t ino, const char *name, size_t size), (req, ino, name, size))
 THROUGH(listxattr, (fuse_req_t req, fuse_ino_t ino, size_t size), (req, ino, size))
 THROUGH(removexattr, (fuse_req_t req, fuse_ino_t ino, const char *name), (req, ino, name))
+
+static int is_absent(const char *name)
+{
+    for (const char *start = self.absent_xattrs; start && *start; start += strlen(start) + 1)
+        if (!strncmp(name, start, strlen(start)))
+            return 1;
+    return 0;
+}
+
+static void through_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
+{
+    if (is_absent(name)) {
+        fuse_reply_err(req, ENODATA);
+        return;
+    }
+    begin(req, 0, 0);
+    theirs.getxattr(req, ino, name, size);
+}
 
 static void through_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *data, off_t off,
                               struct fuse_file_info *fi)
@@ -252,8 +272,9 @@ EXPORT int fuse_extension_reply_lock(fuse_req_t req, int kind, int64_t start, in
 static void through_init(void *userdata, struct fuse_conn_info *conn)
 {
     theirs.init(userdata, conn);
-    conn->want &= ~self.unwant;
     conn->want |= self.want & conn->capable;
+    if (self.max_background)
+        conn->max_background = conn->congestion_threshold = self.max_background;
     self.capable = conn->capable;
     self.wanted = conn->want;
 }

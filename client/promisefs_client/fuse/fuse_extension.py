@@ -18,7 +18,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -72,6 +72,8 @@ class ExtendedOperations(Protocol):
 
 _OPERATIONS = ("getlk", "setlk", "flock", "fallocate", "lseek", "copy_file_range")
 """In the order of the C side's `enum operation`."""
+_CAP_CACHE_SYMLINKS = 1 << 23
+"""FUSE_CAP_CACHE_SYMLINKS of fuse_common.h."""
 _FROM_PAGE_CACHE, _HAS_LOCK_OWNER, _RELEASES_FLOCK = 1, 2, 4
 
 
@@ -114,7 +116,8 @@ class _Shared(ctypes.Structure):
         ("enabled", ctypes.c_uint32),
         ("handled", ctypes.c_uint32),
         ("want", ctypes.c_uint32),
-        ("unwant", ctypes.c_uint32),
+        ("max_background", ctypes.c_uint32),
+        ("absent_xattrs", ctypes.c_char_p),
         ("capable", ctypes.c_uint32),
         ("wanted", ctypes.c_uint32),
         ("session", ctypes.c_void_p),
@@ -170,11 +173,32 @@ class FuseExtension:
 
     # Set up
 
-    def extend(self, operations: object) -> None:
-        """Before pyfuse3.init: the kernel will be offered what these can do."""
+    def extend(
+        self,
+        operations: object,
+        *,
+        absent_xattrs: Sequence[bytes] = (),
+        cache_symlinks: bool = False,
+        max_background: int = 0,
+    ) -> None:
+        """Before pyfuse3.init: the kernel will be offered what these can do.
+
+        absent_xattrs: no file has extended attributes whose names begin so; the handler is not asked.
+        cache_symlinks: no symlink ever changes its target.
+        max_background: how many requests it may send without waiting for answers, readahead among them; 0: its default.
+        """
         self._operations = operations
+        self._absent_xattrs = b"".join(start + b"\0" for start in absent_xattrs) + b"\0"  # kept: C has its address
+        self._shared.absent_xattrs = self._absent_xattrs
+        self._shared.want = _CAP_CACHE_SYMLINKS if cache_symlinks else 0
+        self._shared.max_background = max_background
         self._shared.handled = sum(1 << i for i, name in enumerate(_OPERATIONS) if hasattr(operations, name))
         handling.source = self
+
+    @property
+    def caches_symlinks(self) -> bool:
+        """Once the kernel has answered INIT: whether it keeps the targets of symlinks."""
+        return bool(self._shared.wanted & _CAP_CACHE_SYMLINKS)
 
     @property
     def in_effect(self) -> bool:
@@ -369,4 +393,9 @@ def in_effect(extension: FuseExtension | None) -> FuseExtension | None:
 def features(extension: FuseExtension | None) -> dict[str, bool]:
     """What a mount has because of the extension, by name."""
     operations = {name: extension is not None and extension.handles(name) for name in _OPERATIONS}
-    return {**operations, "interrupts": extension is not None, "write_flags": extension is not None}
+    return {
+        **operations,
+        "interrupts": extension is not None,
+        "write_flags": extension is not None,
+        "cached_symlinks": extension is not None and extension.caches_symlinks,
+    }

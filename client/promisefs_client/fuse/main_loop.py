@@ -49,7 +49,10 @@ def fuse_descriptor() -> int:
 
 
 def widen_queue(device: str) -> None:
-    """Have the kernel send up to QUEUE_WIDTH requests of the mount `device` (major:minor) at a time, if it lets us."""
+    """Have the kernel send up to QUEUE_WIDTH requests of the mount `device` (major:minor) at a time, if it lets us.
+
+    Without the FUSE extension, which says so when the mount is made.
+    """
     connection = f"{fusectl()}/{device.rpartition(':')[2]}"
     try:
         for limit in ("max_background", "congestion_threshold"):

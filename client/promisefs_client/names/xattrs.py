@@ -7,8 +7,9 @@ afs.cell     the cell's name; of a server alone its address
 afs.fid      volume, vnode and uniquifier, in hexadecimal digits
 afs.volume   the volume's name
 
-These can be read but are not listed: who copies a file with all its attributes does not mean them. Everything else is
-answered here: the kernel asks for security.capability before every write.
+These can be read but are not listed: who copies a file with all its attributes does not mean them. Nothing else exists.
+Of what is ABSENT the FUSE extension says so by itself: the kernel asks for security.capability before every write, and
+`ls -l` for an ACL of each file.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from promisefs_client.errors import FsError
 from promisefs_client.network.cell import Cell
 from promisefs_client.vnodes.vnode import Vnode
 
+ABSENT = (b"security.", b"system.", b"trusted.")
+"""How names begin that no file has."""
 _USER = b"user."
 _ACL = b"afs.acl"
 
