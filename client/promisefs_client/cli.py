@@ -61,7 +61,8 @@ def cli() -> None:
     "options",
     multiple=True,
     metavar="OPT[,OPT...]",
-    help="cell=FILE, cache=SIZE (256M), timeout=SECONDS (60) to wait for the server, ack_wait=SECONDS (1), "
+    help="tls, ca=FILE, cell=FILE, cache=SIZE (256M), timeout=SECONDS (60) to wait for the server, "
+    "ack_wait=SECONDS (1), "
     "locks=cell|local|off, rejects=DIR, rejects_size=SIZE (1G), rejects_age=DAYS (30), metrics=HOST:PORT, "
     "allow_other, ro, and the generic options of mount(8).",
 )

@@ -211,7 +211,7 @@ class Mount:
             raise
         control.commands["status"] = self._report
         control.commands["mmaps"] = self._mmaps
-        control.user_commands.update(Logins(cell, files).commands)
+        control.user_commands.update(Logins(cell, files, self._options).commands)
         control.streams["trace"] = trace
         control.commands.update(FsCommands(mount_points).commands)
         control.commands.update(Examination(cell, mount_points).commands)

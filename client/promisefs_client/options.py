@@ -57,6 +57,9 @@ class MountOptions:
     timeout_s: float = 60.0
     ack_wait_s: float = 1.0
     cell_file: Path | None = None
+    tls: bool = False
+    ca: Path | None = None
+    """CAs that the servers' certificates may be of; None: the system's."""
     locks: LockScope = LockScope.CELL
     posix: bool = True
     """The kernel checks mode bits, too, as on a local disk."""
@@ -140,6 +143,12 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
                 if not value:
                     raise UserError("cell=FILE: the file's name is missing", ExitCode.USAGE)
                 options = replace(options, cell_file=Path(value))
+            case "tls" if not value:
+                options = replace(options, tls=True)
+            case "ca":
+                if not value:
+                    raise UserError("ca=FILE: the file's name is missing", ExitCode.USAGE)
+                options = replace(options, tls=True, ca=Path(value))
             case "locks":
                 if value not in tuple(LockScope):
                     raise UserError(f"{item}: it is {', '.join(LockScope)}", ExitCode.USAGE)
@@ -172,7 +181,7 @@ def with_absolute_paths(texts: tuple[str, ...]) -> tuple[str, ...]:
 
     def absolute(item: str) -> str:
         name, _, value = item.partition("=")
-        return f"{name}={os.path.abspath(value)}" if name in ("cell", "rejects") and value else item
+        return f"{name}={os.path.abspath(value)}" if name in ("cell", "rejects", "ca") and value else item
 
     return tuple(",".join(absolute(item) for item in text.split(",")) for text in texts)
 

@@ -33,6 +33,14 @@ LONGEST_RTO_MS = 1000
 interruption would cost a lease that is much longer."""
 
 
+def set_options(connection: socket.socket | trio.socket.SocketType) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for level, option, value in KEEPALIVE:
+        connection.setsockopt(level, option, value)
+    with suppress(OSError):  # an older kernel
+        connection.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, LONGEST_RTO_MS)
+
+
 class TcpStream(trio.abc.Stream):
     """One TCP connection. Raises what trio's streams raise: BrokenResourceError, ClosedResourceError."""
 
@@ -40,11 +48,7 @@ class TcpStream(trio.abc.Stream):
         """Take over the connection of a trio stream, which must not be used any more."""
         self._socket = socket.socket(fileno=stream.socket.detach())
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for level, option, value in KEEPALIVE:
-            self._socket.setsockopt(level, option, value)
-        with suppress(OSError):  # an older kernel
-            self._socket.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, LONGEST_RTO_MS)
+        set_options(self._socket)
 
     @property
     def ends(self) -> Ends | None:
@@ -109,8 +113,13 @@ class TcpStream(trio.abc.Stream):
 
 async def connect(address: Address) -> TcpStream:
     """Connect to the first of the host's addresses that answers (happy eyeballs). Raise OSError."""
+    return TcpStream(await open_connection(address))
+
+
+async def open_connection(address: Address) -> trio.SocketStream:
+    """The same, as a stream of trio's."""
     try:
-        return TcpStream(await trio.open_tcp_stream(address.host, address.port))
+        return await trio.open_tcp_stream(address.host, address.port)
     except OSError as failed:
         # "All attempts failed" does not say why: the first attempt's error does.
         causes = failed.__cause__

@@ -1,4 +1,4 @@
-"""Runs a `Connection` over a trio stream. With `tcp`, the only module here that knows trio.
+"""Runs a `Connection` over a trio stream. With `tcp` and `tls`, the only module here that knows trio.
 
 `Peer.run` reads and dispatches; `Peer.call` may be used from any task meanwhile. A handler answers a call at once if
 it can; what it returns else is run in a task of its own, so replies leave in any order.

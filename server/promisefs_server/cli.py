@@ -8,14 +8,16 @@ import logging
 import resource
 import signal
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import trio
-from promisefs_protocol import collector
+from promisefs_protocol import collector, tls
 from promisefs_protocol.address import DEFAULT_PORT, Address, AddressSyntaxError, parse_address
 from promisefs_protocol.cell_file import CellFileError, load_cell_file
 from promisefs_protocol.local_server import LocalServer
@@ -23,6 +25,7 @@ from promisefs_protocol.observe import exposition, logs
 from promisefs_protocol.observe.logs import LogFormat
 from promisefs_protocol.observe.metrics import encoded
 
+from .commands.cert import cert
 from .commands.check import check
 from .commands.failures import reported
 from .commands.top import top
@@ -58,6 +61,7 @@ main.add_command(top)
 main.add_command(volume)
 main.add_command(check)
 main.add_command(users)
+main.add_command(cert)
 
 
 @main.command(epilog=_EPILOG)
@@ -90,6 +94,8 @@ main.add_command(users)
     is_flag=True,
     help="Listen on addresses that other machines reach. Everybody in between sees everything!",
 )
+@click.option("--tls-cert", metavar="FILE", type=click.Path(path_type=Path), help="Speak TLS, with this certificate.")
+@click.option("--tls-key", metavar="FILE", type=click.Path(path_type=Path), help="Its private key.")
 @click.option(
     "--trust-everybody", is_flag=True,
     help="Take everybody who has no token for an administrator: for containers that are by themselves.",
@@ -97,7 +103,8 @@ main.add_command(users)
 def serve(
     directory: Path, listen: str | None, cell: Path | None, number: int | None, port: int | None, lease: float,
     metrics: str | None, metrics_insecure: bool,
-    log_file: Path | None, log_format: str, verbose: bool, insecure: bool, trust_everybody: bool,
+    log_file: Path | None, log_format: str, verbose: bool, insecure: bool,
+    tls_cert: Path | None, tls_key: Path | None, trust_everybody: bool,
 ) -> None:  # fmt: skip
     """Serve the store in DIR, which is made if it is not there.
 
@@ -116,9 +123,27 @@ def serve(
         _start_logging(log_file, LogFormat(log_format), verbose)
         _raise_file_limit()
         collector.set_for_daemon()
-        trio.run(
-            _serve, directory, membership, address, lease, insecure, trust_everybody, metrics_address, metrics_insecure
-        )
+        access = Access(insecure, trust_everybody, _tls_context(tls_cert, tls_key))
+        trio.run(_serve, directory, membership, address, lease, access, metrics_address, metrics_insecure)
+
+
+class Access(NamedTuple):
+    """Who may come, and how."""
+
+    insecure: bool
+    trusts_everybody: bool
+    tls: ssl.SSLContext | None
+
+
+def _tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise click.UsageError("--tls-cert and --tls-key go together; 'promisefsd cert' makes both")
+    try:
+        return tls.server_context(certificate, key)
+    except OSError as error:
+        raise click.UsageError(f"{certificate}, {key}: {error.strerror or error}") from None
 
 
 def _place(cell: Path | None, number: int | None, listen: str | None, port: int | None) -> tuple[Membership, Address]:
@@ -174,14 +199,14 @@ async def _listen_for_scrapers(address: Address, insecure: bool) -> list[trio.So
 
 
 async def _serve(
-    directory: Path, membership: Membership, address: Address, lease_s: float, insecure: bool, trusts_everybody: bool,
+    directory: Path, membership: Membership, address: Address, lease_s: float, access: Access,
     metrics: Address | None, metrics_insecure: bool,
 ) -> None:  # fmt: skip
     with trio.open_signal_receiver(*SHUTDOWN_SIGNALS) as signals:
-        listeners = await _listen(address.host, address.port, insecure)
+        listeners = await _listen(address.host, address.port, access.insecure or access.tls is not None)
         scrapers = [] if metrics is None else await _listen_for_scrapers(metrics, metrics_insecure)
         store = Store.open(directory, time.time_ns(), membership)
-        server = Fileserver(store, lease_s, trusts_everybody=trusts_everybody)
+        server = Fileserver(store, lease_s, trusts_everybody=access.trusts_everybody, tls=access.tls)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_at_signal, server, signals)
             addresses = tuple(listener.socket.getsockname()[:2] for listener in listeners)
@@ -206,16 +231,16 @@ async def _stop_at_signal(server: Fileserver, signals: AsyncIterator[int]) -> No
         server.stop()
 
 
-async def _listen(host: str, port: int, insecure: bool) -> list[trio.SocketListener]:
+async def _listen(host: str, port: int, others_may_come: bool) -> list[trio.SocketListener]:
     try:
         addresses = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise AddressError(f"cannot resolve {host!r}: {error.strerror}; give an address of this machine") from None
     for address in addresses:
-        if not insecure and not ipaddress.ip_address(str(address[4][0]).partition("%")[0]).is_loopback:
+        if not others_may_come and not ipaddress.ip_address(str(address[4][0]).partition("%")[0]).is_loopback:
             raise AddressError(
                 f"{host} can be reached by other machines, and anybody in between could read and change what passes: "
-                "serve at a loopback address, or say --insecure if that is what you want"
+                "use TLS (--tls-cert), serve at a loopback address, or say --insecure"
             )
     if port == 0:
         # Each address of a name would get another port: one is enough.

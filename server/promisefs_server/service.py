@@ -14,10 +14,12 @@ import functools
 import logging
 import math
 import sqlite3
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
+from promisefs_protocol import tls
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.observe.timings import Timings
@@ -63,6 +65,8 @@ DRAIN_S = 5.0
 FLUSH_S = 0.1
 """How long clients then have to take the last replies, before their connections are closed."""
 MAX_CONNECTIONS = 2 * MAX_HOSTS
+MAX_HANDSHAKES = 256
+"""TLS handshakes at a time. Each has to end soon."""
 HOUSEKEEPING_S = 600
 
 
@@ -71,12 +75,14 @@ class Fileserver:
 
     def __init__(
         self, store: Store, lease_s: float = DEFAULT_LEASE_S, max_promises: int = MAX_PROMISES,
-        *, trusts_everybody: bool = False,
+        *, trusts_everybody: bool = False, tls: ssl.SSLContext | None = None,
     ) -> None:  # fmt: skip
         self.store = store
         with store_errors(store.folder):
             self.registry = Registry(store.folder, store.uuid, store.start_id, trusts_everybody=trusts_everybody)
         self.identity_calls = IdentityCalls(self.registry, self._announce_rights)
+        self._tls = tls
+        self._handshakes = 0
         self.lease_s = lease_s
         self._lease_ms = math.ceil(lease_s * 1000)
         self.access = AccessControl(store.acls, store.vnodes)
@@ -245,7 +251,30 @@ class Fileserver:
         except OSError:
             await trio.aclose_forcefully(stream)
             return
-        await self.serve_connection(TcpStream(stream), f"{host}:{port}")
+        description = f"{host}:{port}"
+        if self._tls is None:
+            await self.serve_connection(TcpStream(stream), description)
+        else:
+            secure = await self._shake_hands(stream, self._tls, description)
+            if secure is not None:
+                await self.serve_connection(secure, description)
+
+    async def _shake_hands(
+        self, stream: trio.SocketStream, context: ssl.SSLContext, description: str
+    ) -> trio.abc.Stream | None:
+        """Return the secure stream, None if there is to be none; then the connection is closed."""
+        if self._handshakes >= MAX_HANDSHAKES:
+            log.warning("%s: refused: %d TLS handshakes are going on", description, self._handshakes)
+            await trio.aclose_forcefully(stream)
+            return None
+        self._handshakes += 1
+        try:
+            return await tls.accept(stream, context)
+        except OSError as error:
+            log.warning("%s: %s", description, error)
+            return None
+        finally:
+            self._handshakes -= 1
 
     async def serve_connection(self, stream: trio.abc.Stream, description: str) -> None:
         """Serve one connection to its end. Raises nothing but trio.Cancelled."""

@@ -111,6 +111,7 @@ async def test_a_stranger_that_hangs_up_is_an_error(
             nursery.start_soon(session.keep_trying)
             await door.shut("hangs up")
             nursery.cancel_scope.cancel()
-        assert said(caplog) == [(logging.ERROR, "x:1: x:1 closed the connection: is a promisefs server there?")]
+        text = "x:1: x:1 closed the connection: is a promisefs server there? If it speaks TLS: -o tls"
+        assert said(caplog) == [(logging.ERROR, text)]
         with pytest.raises(Refused, match="is a promisefs server there"):
             await session.run()

@@ -7,18 +7,20 @@ import json
 import os
 import sys
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 import trio
 from promisefs_protocol.address import Address, AddressSyntaxError, parse_address
 from promisefs_protocol.identity_messages import IssuedToken, Login, Present
-from promisefs_protocol.tcp import connect
 
 from promisefs_client.errors import ExitCode, UserError
 from promisefs_client.identity import saved_tokens
 from promisefs_client.identity.key import UserToken
 from promisefs_client.network.commands_session import CommandsSession, commands_session
+from promisefs_client.network.connections import dial_with
+from promisefs_client.network.session import Dial
 
 from .control_client import ask
 from .mounts import MountEntry, find_mount, list_mounts
@@ -30,17 +32,33 @@ SERVER = click.option("--server", metavar="HOST[:PORT]", help="Not the servers o
 MOUNTPOINT = click.option("--mount", "mountpoint", metavar="MOUNTPOINT", help="The servers of this mount.")
 
 
-def servers_meant(server: str | None, mountpoint: str | None) -> list[Address]:
+TLS = click.option("--tls", is_flag=True, help="With --server: it speaks TLS, with a certificate of a CA known here.")
+CA = click.option("--ca", metavar="FILE", help="With --server: it speaks TLS, with a certificate of a CA in this file.")
+
+
+class ServerMeant(NamedTuple):
+    address: Address
+    dial: Dial
+
+
+def servers_meant(server: str | None, mountpoint: str | None, tls: bool, ca: str | None) -> list[ServerMeant]:
     """The servers that a command is about: by default those of the only mount. Raise UserError."""
     if server is not None:
         try:
-            return [parse_address(server)]
+            return [ServerMeant(parse_address(server), _dial(tls, ca))]
         except AddressSyntaxError as error:
             raise UserError(f"{server!r} is not HOST[:PORT]: {error}", ExitCode.USAGE) from None
     mounts = [find_mount(mountpoint)] if mountpoint is not None else list_mounts()
     if len({entry.device for entry in mounts}) != 1:
         raise UserError("say which: --server HOST[:PORT], or --mount MOUNTPOINT", ExitCode.USAGE)
-    return [parse_address(there["address"]) for there in ask(mounts[0], "servers", {})]
+    return [
+        ServerMeant(parse_address(there["address"]), _dial(there["tls"], there["ca"]))
+        for there in ask(mounts[0], "servers", {})
+    ]
+
+
+def _dial(tls: bool, ca: str | None) -> Dial:
+    return dial_with(tls=tls or ca is not None, ca=None if ca is None else Path(ca))
 
 
 @click.command(
@@ -50,24 +68,33 @@ def servers_meant(server: str | None, mountpoint: str | None) -> list[Address]:
 @click.argument("user", required=False)
 @SERVER
 @MOUNTPOINT
+@TLS
+@CA
 @click.option("--password-file", type=click.File("r"), help="Read the password from its first line; - is stdin.")
 @click.option("--token-file", type=click.File("r"), help="A token from 'promisefsd users token' instead of a password.")
 @click.option("--hours", type=click.IntRange(1, 720), help="How long to stay logged in at most.  [default: 10]")
 def login(
-    user: str | None, server: str | None, mountpoint: str | None, password_file: Any, token_file: Any, hours: int | None
+    user: str | None,
+    server: str | None,
+    mountpoint: str | None,
+    tls: bool,
+    ca: str | None,
+    password_file: Any,
+    token_file: Any,
+    hours: int | None,
 ) -> None:
     """Get a token as USER (by default your local name) and use it in mounts: those there are, and yours that you make.
 
     The token is yours alone: other users of a mount need their own.
     """
-    addresses = servers_meant(server, mountpoint)
+    there = servers_meant(server, mountpoint, tls, ca)
     if token_file is not None:
         given = token_file.readline().strip().encode()
-        found = [trio.run(_check, address, given) for address in addresses]
+        found = [trio.run(_check, one, given) for one in there]
     else:
         name = user or getpass.getuser()
         password = _password(password_file, name)
-        found = [trio.run(_log_in, address, name, password, 3600 * (hours or 0)) for address in addresses]
+        found = [trio.run(_log_in, one, name, password, 3600 * (hours or 0)) for one in there]
     for store, token in found:
         saved_tokens.save(store, token)
         taken = _hand_in(store, token)
@@ -87,19 +114,19 @@ def _password(file: Any, name: str) -> str:
     return text
 
 
-async def _log_in(address: Address, user: str, password: str, lifetime_s: int) -> tuple[bytes, UserToken]:
-    async with commands_session(address, connect) as session:
+async def _log_in(server: ServerMeant, user: str, password: str, lifetime_s: int) -> tuple[bytes, UserToken]:
+    async with commands_session(*server) as session:
         issued: IssuedToken = await session.call(Login(user, password, lifetime_s))
         return session.store, UserToken(
-            issued.token, issued.user, issued.name, issued.serial, str(address), issued.expires_s
+            issued.token, issued.user, issued.name, issued.serial, str(server.address), issued.expires_s
         )
     raise AssertionError("the session raises")
 
 
-async def _check(address: Address, token: bytes) -> tuple[bytes, UserToken]:
-    async with commands_session(address, connect) as session:
+async def _check(server: ServerMeant, token: bytes) -> tuple[bytes, UserToken]:
+    async with commands_session(*server) as session:
         who = await session.call(Present(token))
-        return session.store, UserToken(token, who.user, who.name, "", str(address), who.expires_s)
+        return session.store, UserToken(token, who.user, who.name, "", str(server.address), who.expires_s)
     raise AssertionError("the session raises")
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 import trio
-from promisefs_protocol.address import Address
 from promisefs_protocol.identity_messages import (
     AddToGroup,
     ChangeOwner,
@@ -20,11 +19,10 @@ from promisefs_protocol.identity_messages import (
     RemoveFromGroup,
     RenamePrincipal,
 )
-from promisefs_protocol.tcp import connect
 
 from promisefs_client.network.commands_session import commands_session
 
-from .login import MOUNTPOINT, SERVER, authenticated, servers_meant
+from .login import CA, MOUNTPOINT, SERVER, TLS, ServerMeant, authenticated, servers_meant
 
 _NAME = click.argument("name")
 
@@ -32,19 +30,20 @@ _NAME = click.argument("name")
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @SERVER
 @MOUNTPOINT
+@TLS
+@CA
 @click.pass_context
-def pts(context: click.Context, server: str | None, mountpoint: str | None) -> None:
+def pts(context: click.Context, server: str | None, mountpoint: str | None, tls: bool, ca: str | None) -> None:
     """Users and groups of a server: by default that of the only mount; of a cell its first."""
-    context.obj = server, mountpoint
+    context.obj = server, mountpoint, tls, ca
 
 
 def _ask(context: click.Context, request: Any) -> Any:
-    address = servers_meant(*context.obj)[0]
-    return trio.run(_ask_server, address, request)
+    return trio.run(_ask_server, servers_meant(*context.obj)[0], request)
 
 
-async def _ask_server(address: Address, request: Any) -> Any:
-    async with commands_session(address, connect) as session:
+async def _ask_server(server: ServerMeant, request: Any) -> Any:
+    async with commands_session(*server) as session:
         await session.present(authenticated(session))
         return await session.call(request)
 

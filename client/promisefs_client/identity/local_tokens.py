@@ -6,11 +6,11 @@ import os
 
 import trio
 from promisefs_protocol.local_server import find_local_server
-from promisefs_protocol.tcp import TcpStream
+from promisefs_protocol.tls import ends_of
 
 
 def local_token(store: bytes, stream: trio.abc.Stream) -> bytes | None:
-    ends = stream.ends if isinstance(stream, TcpStream) else None
+    ends = ends_of(stream)
     if ends is None:
         return None
     server = find_local_server(store, os.geteuid())

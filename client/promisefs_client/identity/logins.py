@@ -14,6 +14,7 @@ from promisefs_client.control.control_server import UserCommand
 from promisefs_client.data.filestore import FileStore
 from promisefs_client.errors import ExitCode, UserError
 from promisefs_client.network.cell import Cell
+from promisefs_client.options import MountOptions
 from promisefs_client.vnodes.vnode_table import KernelWork
 
 from .key import UserToken
@@ -22,8 +23,9 @@ _TOKEN = re.compile(r"[A-Za-z0-9._-]{1,2048}")
 
 
 class Logins:
-    def __init__(self, cell: Cell, files: FileStore) -> None:
+    def __init__(self, cell: Cell, files: FileStore, options: MountOptions) -> None:
         self._cell = cell
+        self._options = options
         self._files = files
 
     @property
@@ -32,7 +34,11 @@ class Logins:
 
     async def servers(self, uid: int, args: dict[str, Any]) -> list[dict[str, Any]]:
         """How to reach the servers of this mount."""
-        return [{"address": str(session.address)} for session in self._cell.sessions.values()]
+        ca = None if self._options.ca is None else str(self._options.ca)
+        return [
+            {"address": str(session.address), "tls": self._options.tls, "ca": ca}
+            for session in self._cell.sessions.values()
+        ]
 
     async def login(self, uid: int, args: dict[str, Any]) -> dict[str, Any]:
         """Take a token in. Return whether it is for a server of this mount."""

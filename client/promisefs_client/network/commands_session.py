@@ -14,6 +14,7 @@ from promisefs_protocol.address import Address
 from promisefs_protocol.connection import NOBODY
 from promisefs_protocol.identity_messages import Present
 from promisefs_protocol.messages import PROTOCOL_VERSION, Hello, Role
+from promisefs_protocol.tls import TlsError
 from promisefs_protocol.transport import ConnectionLost, Peer, Reply
 
 from promisefs_client.errors import ExitCode, UserError
@@ -87,6 +88,8 @@ async def _connect(address: Address, dial: Dial) -> trio.abc.Stream:
             return await dial(address)
     except socket.gaierror as error:
         raise UserError(f"the server {address.host} cannot be found: {error.strerror}", ExitCode.SERVER) from None
+    except TlsError as error:
+        raise UserError(f"{address}: {error}", ExitCode.SERVER) from None
     except OSError as error:
         raise UserError(f"no promisefs server at {address}: {error.strerror or error}", ExitCode.SERVER) from None
     except trio.TooSlowError:

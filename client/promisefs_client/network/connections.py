@@ -6,12 +6,14 @@ import os
 import socket
 import uuid
 from functools import partial
+from pathlib import Path
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Status
 from promisefs_protocol.messages import FetchStatus
 from promisefs_protocol.tcp import connect
+from promisefs_protocol.tls import TlsError, client_context, dialler
 
 from promisefs_client.errors import ExitCode, FsError, ServerUnavailable, UserError
 from promisefs_client.identity.key import Keyring, LocalToken
@@ -32,6 +34,16 @@ from .session import Dial, Refused, ServerSession
 _NO_TOKEN = (AbortCode.ACCES, AbortCode.KEYEXPIRED, AbortCode.KEYREVOKED, AbortCode.KEYREJECTED)
 
 
+def dial_with(*, tls: bool, ca: Path | None) -> Dial:
+    """How servers are connected to. Raise UserError."""
+    if not tls:
+        return connect
+    try:
+        return dialler(client_context(ca))
+    except OSError as error:
+        raise UserError(f"{ca or 'the CAs of this system'}: {error.strerror or error}", ExitCode.USAGE) from None
+
+
 class Connections:
     """`description` tells the servers' administrators who this is."""
 
@@ -40,7 +52,7 @@ class Connections:
         source: Source,
         options: MountOptions,
         description: str,
-        dial: Dial = connect,
+        dial: Dial | None = None,
         now: Clock = clock.now,
         find_local_token: LocalToken = local_token,
     ) -> None:
@@ -51,6 +63,7 @@ class Connections:
         self.callbacks: list[CallbackService] = []
         self.volumes = Volumes()
         client = uuid.uuid4().bytes
+        dial = dial or dial_with(tls=options.tls, ca=options.ca)
         keys = self.keys = Keyring(os.geteuid(), find_local_token, saved)
         for address in source.servers:
             server = Server(str(address))
@@ -78,6 +91,8 @@ class Connections:
         except socket.gaierror as error:
             message = f"the server {address.host} cannot be found: {error.strerror}. Check its name"
             raise UserError(message, ExitCode.SERVER) from None
+        except TlsError as error:
+            raise UserError(f"{address}: {error}", ExitCode.SERVER) from None
         except OSError as error:
             raise UserError(
                 f"no promisefs server at {address}: {error.strerror or error}. Start one with 'promisefsd serve DIR'",

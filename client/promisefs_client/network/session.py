@@ -393,7 +393,9 @@ class ServerSession:
         except ConnectionLost:
             if self._store is not None:  # it was one: it ended just now
                 raise ConnectionResetError(f"{self.address} closed the connection") from None
-            raise Refused(f"{self.address} closed the connection: is a promisefs server there?") from None
+            raise Refused(
+                f"{self.address} closed the connection: is a promisefs server there? If it speaks TLS: -o tls"
+            ) from None
         except Aborted as refusal:
             if refusal.code in _TRANSIENT:
                 raise
