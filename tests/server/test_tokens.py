@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,21 @@ async def test_wrong_logins_are_all_refused_alike_and_then_slowed_down(cell: Cel
     for _ in range(FREE):
         await code_of(peer, Login("alice", "wrong", 0))
     assert await code_of(peer, Login("alice", "right", 0)) is AbortCode.TOO_MANY
+
+
+async def test_logins_are_logged_and_counted(cell: Cell, caplog: pytest.LogCaptureFixture) -> None:
+    """Who tried and from where; never what with."""
+    caplog.set_level(logging.INFO)
+    await user_of(cell, "alice", password="right")
+    peer = await commands(cell)
+    assert await code_of(peer, Login("alice\n", "wrong", 0)) is AbortCode.ACCES
+    await peer.call(Login("alice", "right", 0))
+    refused, accepted = (record for record in caplog.records if hasattr(record, "event") and "log" in record.event)
+    assert (refused.event, accepted.event) == ("login_refused", "login")  # type: ignore[attr-defined]
+    assert "'alice\\n'" in refused.getMessage() and "alice has logged in from" in accepted.getMessage()
+    assert "wrong" not in caplog.text and "right" not in caplog.text
+    failures = (await cell.server.statistics.report())["call_latency"]["SEC.Login"]["failures"]
+    assert failures == {"ACCES": 1}
 
 
 async def test_a_context_belongs_to_its_connection(cell: Cell) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -26,6 +27,7 @@ from promisefs_protocol.observe.timings import BOUNDS_S, total
 from promisefs_client.data.filestore import FileStore
 from promisefs_client.data.pagecache import PageCache
 from promisefs_client.fuse.handlers import UPCALLS
+from promisefs_client.identity.key import Keyring
 from promisefs_client.network.callbacks import CallbackService
 from promisefs_client.network.cell import Cell
 from promisefs_client.network.session import NO_ANSWER, ServerSession
@@ -52,6 +54,12 @@ def server_report(session: ServerSession, callbacks: CallbackService, now: float
         "rpc_latency": session.calls_made.as_json(_name_of_failure),
         "break_latency": callbacks.acknowledgements.as_json(),
     }
+
+
+def _tokens_report(keys: Keyring, wall_clock_s: float) -> dict[str, int]:
+    """Of all local users; `expired`: those of them that are of no use any more."""
+    expiries_s = [token.expires_s for token in keys.all_tokens()]
+    return {"held": len(expiries_s), "expired": sum(expiry_s <= wall_clock_s for expiry_s in expiries_s)}
 
 
 def _name_of_failure(code: int) -> str:
@@ -110,6 +118,7 @@ def mount_report(
         "bytes_voided": files.bytes_voided,
         "closes_owed": len(cell.closings),
         **{name: _total(servers, name) for name in _SUMMED},
+        "tokens": _tokens_report(cell.keys, time.time()),
         "kernel_epochs": cell.kernel.has_epochs,
         "upcalls": UPCALLS.counts(),
         "rpcs": dict(sorted(rpcs.items())),

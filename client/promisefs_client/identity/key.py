@@ -152,6 +152,10 @@ class Keyring:
         key.local |= old.local
         return key
 
+    def all_tokens(self) -> Iterator[UserToken]:
+        """Those of every local user."""
+        return (token for key in self._keys.values() for token in key.tokens.values())
+
     def tokens_of(self, uid: int) -> Iterator[UserToken]:
         key = self._keys.get(uid)
         return iter(()) if key is None else iter(list(key.tokens.values()))

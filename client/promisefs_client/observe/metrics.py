@@ -100,6 +100,8 @@ METRICS = (
     Defined("promisefs_voided_bytes", COUNTER, "Bytes thrown away with a lost lock.", at("bytes_voided")),
     Defined("promisefs_closes_owed", GAUGE, "Removed and closed files that a server does not know of yet.",
             at("closes_owed")),
+    Defined("promisefs_tokens", GAUGE, "Tokens of local users.", at("tokens", "held")),
+    Defined("promisefs_tokens_expired", GAUGE, "Those of them that have expired.", at("tokens", "expired")),
     Defined("promisefs_locks_held", GAUGE, "Locks held.", at("locks", "held")),
     Defined("promisefs_locks_waiting", GAUGE, "Locks waited for.", at("locks", "waiting")),
     Defined("promisefs_locks_lost", COUNTER, "Locks lost.", at("locks", "lost")),

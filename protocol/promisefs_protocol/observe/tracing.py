@@ -41,6 +41,8 @@ class Event(enum.StrEnum):
     LOCK_LOST = "lock_lost"
     UPCALL_FAILED = "upcall_failed"
     CLIENT_GONE = "client_gone"
+    LOGIN = "login"
+    LOGIN_REFUSED = "login_refused"
 
 
 Record = dict[str, Any]

@@ -9,6 +9,7 @@ step with the commit, and the change is answered when no client goes by what it 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -46,6 +47,7 @@ from promisefs_protocol.identity_messages import (
     SetPassword,
 )
 from promisefs_protocol.messages import Empty
+from promisefs_protocol.observe.tracing import Event, tell
 from promisefs_protocol.principals import ANYUSER, AUTHUSER
 
 from .authority import DEFAULT_LIFETIME_S, LONGEST_LOGIN_S
@@ -53,6 +55,8 @@ from .contexts import Contexts
 from .identity import SERVER_USER, Identity
 from .principals import Record
 from .registry import Registry
+
+log = logging.getLogger(__name__)
 
 
 class Asker(NamedTuple):
@@ -113,7 +117,10 @@ class IdentityCalls:
     async def login(self, asker: Asker, request: Login) -> IssuedToken:
         await self._check_password(asker, request.user, request.password)
         lifetime_s = min(request.lifetime_s or DEFAULT_LIFETIME_S, LONGEST_LOGIN_S)
-        return self._issue(self._principals.user(request.user), lifetime_s)
+        issued = self._issue(self._principals.user(request.user), lifetime_s)
+        about = {"user": issued.name, "address": asker.address}
+        tell(log, logging.INFO, Event.LOGIN, "%s has logged in from %s", issued.name, asker.address, **about)
+        return issued
 
     async def _check_password(self, asker: Asker, user: str, password: str) -> None:
         limits, now_s = self._registry.limits, trio.current_time()
@@ -126,6 +133,8 @@ class IdentityCalls:
         except Aborted:
             hashed = None
         if not await self._registry.passwords.matches(password, hashed):
+            message, about = "login of %r from %s refused", {"user": user, "address": asker.address}
+            tell(log, logging.WARNING, Event.LOGIN_REFUSED, message, user, asker.address, **about)
             raise Aborted(AbortCode.ACCES, "the user or the password is wrong")
         limits.succeeded(user, asker.address)
 
