@@ -16,7 +16,6 @@ import trio
 from promisefs_protocol import collector
 from promisefs_protocol.observe import logs
 from promisefs_protocol.observe.logs import LogFormat
-from rich.console import Console
 
 from .commands.fs import fs
 from .commands.login import login, logout, tokens
@@ -24,7 +23,7 @@ from .commands.mmaps_view import fetch_mmaps, mmaps_table
 from .commands.mounts import MountEntry, find_mount, list_mounts
 from .commands.pts import pts
 from .commands.rejects import rejects
-from .commands.status_view import error_line, fetch_status, mount_table, overview, place_of, printable
+from .commands.status_view import console, error_line, fetch_status, mount_table, overview, place_of, printable
 from .commands.top import top
 from .commands.trace import trace
 from .commands.unmounting import unmount as unmount_entry
@@ -221,7 +220,7 @@ def status(mountpoint: str | None, mmaps: bool, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(report))
         else:
-            Console().print(mmaps_table(report) if mmaps else mount_table(report))
+            console().print(mmaps_table(report) if mmaps else mount_table(report))
         return
     reports = [_fetch_or_error(fetch, entry) for entry in list_mounts()]
     failed = any("error" in report for report in reports)
@@ -231,9 +230,9 @@ def status(mountpoint: str | None, mmaps: bool, as_json: bool) -> None:
         click.echo("nothing is mounted")
     elif mmaps:
         for report in reports:
-            Console().print(error_line(report) if "error" in report else mmaps_table(report))
+            console().print(error_line(report) if "error" in report else mmaps_table(report))
     else:
-        Console().print(overview(reports))
+        console().print(overview(reports))
         for report in reports:
             if "error" in report:
                 click.echo(f"promisefs: {printable(report['error'])}", err=True)

@@ -103,5 +103,5 @@ def why_fuse_is_unusable() -> str | None:
             "/dev/fuse is not there: modprobe fuse, or start the container with --device /dev/fuse --cap-add SYS_ADMIN"
         )
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return "/dev/fuse may not be opened by this user"
+        return "/dev/fuse may not be opened by this user: chmod a+rw /dev/fuse, as root (udev does it where it runs)"
     return None

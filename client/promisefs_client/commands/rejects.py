@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
@@ -25,7 +24,7 @@ from promisefs_client.rejects.reject import NoReject, Reject
 
 from .control_client import ask
 from .mounts import find_mount, list_mounts
-from .status_view import printable
+from .status_view import console, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -133,7 +132,7 @@ def list_(mountpoint: str | None, directory: Path | None, as_json: bool) -> None
             first.error,
             Text(printable(f"{first.source}{first.path}")),
         )
-    Console().print(table)
+    console().print(table)
 
 
 @rejects.command(

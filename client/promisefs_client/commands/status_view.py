@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from typing import Any
 
+from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +19,13 @@ _SERVER = "servers"
 _FEATURES = "features"
 _CACHES = "caches"
 _FOR_PROGRAMS = ("bucket_bounds_s",)
+_WIDE = 1000
+"""Columns where the output goes to no terminal: rich would take 80, and break paths to fit."""
+
+
+def console() -> Console:
+    """For what is shown on stdout; in a pipe or file each mount has one line."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE)
 
 
 def fetch_status(entry: MountEntry) -> dict[str, Any]:
