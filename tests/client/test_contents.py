@@ -624,8 +624,9 @@ def test_zeros_behind_an_end_that_moved_elsewhere_are_the_kernels_own() -> None:
     assert stored_bytes(contents) == [(1, b"X"), (7, bytes(2))]
 
 
-def test_zeros_behind_the_servers_end_were_not_written_if_the_page_surely_comes_from_a_mapping() -> None:
-    """The file is longer only here: another mount may write there too, and store first."""
+def test_zeros_behind_the_servers_end_were_not_written_if_the_page_may_come_from_a_mapping() -> None:
+    """The file is longer only here: another mount may write there too, and store first. A page that makes it longer
+    counts as written unless it surely comes from a mapping."""
     contents = FileContents(PageCache(1 << 20))
     contents.set_version(V1, 3)
     contents.fill(0, b"abc", contents.fill_epoch, V1)
@@ -633,7 +634,7 @@ def test_zeros_behind_the_servers_end_were_not_written_if_the_page_surely_comes_
     contents.write(100, b"\0")
     page = bytearray(PAGE_BYTES)
     page[:3], page[5:7] = b"aXc", b"YY"
-    contents.write(0, bytes(page), mapped=True, promised=True, written_back=True)
+    contents.write(0, bytes(page), mapped=True, promised=True)
     behind = bytearray(PAGE_BYTES)
     behind[3], behind[7:10] = 65, b"far"
     contents.write(PAGE_BYTES, bytes(behind), mapped=True, promised=True, written_back=True)

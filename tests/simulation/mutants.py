@@ -16,6 +16,7 @@ import trio
 from promisefs_client.data.contents import FileContents
 from promisefs_client.data.dirty import DirtyBytes
 from promisefs_client.data.filestore import FileStore
+from promisefs_client.data.refusing import Refuser
 from promisefs_client.data.whole_pages import Twins
 from promisefs_client.fuse.kernel import KernelCaches
 from promisefs_client.fuse.listings import ListingsInFlight
@@ -25,6 +26,7 @@ from promisefs_client.network.callbacks import CallbackService
 from promisefs_client.network.cell import Cell
 from promisefs_client.network.servers import Server
 from promisefs_client.network.session import ServerSession
+from promisefs_client.rejects.refusals import Refusals
 from promisefs_client.vnodes.vnode_table import KernelWork, VnodeTable
 from promisefs_server.promises.breaker import Breaker, Contact
 from promisefs_server.promises.hosts import Host
@@ -34,6 +36,7 @@ from promisefs_server.store.datafiles import DataFile, DataFiles
 from promisefs_server.store.orphans import Orphans
 from promisefs_server.store.replies import Replies
 from promisefs_server.store.vnodes import VnodeTable as ServerVnodes
+from simulator.client_machine import KeptInMemory
 
 Patches = Callable[[], Sequence[AbstractContextManager[Any]]]
 
@@ -282,6 +285,81 @@ def _() -> Sequence[AbstractContextManager[Any]]:
 @mutant("garbage-shown", "what a data file has beyond the size is cut before the size goes over it", 1000, "contents")
 def _() -> Sequence[AbstractContextManager[Any]]:
     return [patch.object(DataFile, "cut", lambda self, size: None)]
+
+
+# Refused stores
+
+
+@mutant("refused-bytes-in-kernel", "refused bytes leave the kernel's pages", 300, "refusals")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    async def show(self: Refuser, vnode: Any, shown: trio.Event) -> None:
+        shown.set()
+
+    return [patch.object(Refuser, "_show_servers_bytes", show)]
+
+
+@mutant("refused-bytes-stay-dirty", "refused bytes are not stored later", 100, "refusals")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(FileContents, "refused", lambda self, extent: self.store_failed(extent))]
+
+
+@mutant("too-much-excised", "bytes that were not refused stay when others are", 300, "refusals")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = FileContents.refused
+
+    def refused(self: FileContents, extent: Any) -> None:
+        original(self, extent)
+        self.discard_dirty(0, None)
+
+    return [patch.object(FileContents, "refused", refused)]
+
+
+@mutant(
+    "refused-without-twins", "what the kernel writes back of a page with refused bytes is compared", 1000, "refusals"
+)
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = FileContents.refused
+
+    def refused(self: FileContents, extent: Any) -> None:
+        with patch.object(FileContents, "keep_twins", lambda self: 0):
+            original(self, extent)
+
+    return [patch.object(FileContents, "refused", refused)]
+
+
+@mutant("refusal-swallowed", "fsync, msync or close tell of what was refused", 100, "refusals")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    return [patch.object(Refusals, "note", lambda self, key, refusal: None)]
+
+
+# Two processes of one mount write to a file; both writes are refused together, and one of them is told.
+@mutant("one-writer-is-told", "every open file that may have written what was refused is told", 300, "refusals")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    original = Refusals.tell
+
+    def tell(self: Refusals, writer: Any) -> Any:
+        refusal = original(self, writer)
+        if refusal is not None:
+            self._last.clear()
+        return refusal
+
+    return [patch.object(Refusals, "tell", tell)]
+
+
+@mutant("refused-bytes-not-kept", "refused bytes are kept in the quarantine", 100, "refusals")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    async def keep(self: KeptInMemory, *args: Any) -> None:
+        return
+
+    return [patch.object(KeptInMemory, "keep", keep)]
+
+
+@mutant("size-not-wound-back", "a kernel is told that a file is shorter without what was refused", 1000, "refusals")
+def _() -> Sequence[AbstractContextManager[Any]]:
+    async def correct_size(cell: Cell, vnode: Any) -> None:
+        return
+
+    return [patch("promisefs_client.data.refusing.correct_size", correct_size)]
 
 
 # Names

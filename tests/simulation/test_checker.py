@@ -8,8 +8,9 @@ from simulator.checker import check_errors
 from simulator.checker_contents import ContentsChecker
 from simulator.checker_names import NamesChecker
 from simulator.checker_progress import check_progress
+from simulator.checker_refusals import RefusalsChecker
 from simulator.checker_separation import check_separation
-from simulator.history import NEVER, Call, History, Outage
+from simulator.history import NEVER, Call, History, Kept, Outage
 from simulator.layout import LAYOUTS
 from simulator.observer import check_agreement
 from simulator.plan import FILES, make_plan
@@ -236,3 +237,75 @@ def test_nothing_goes_from_one_volume_to_another() -> None:
     other = Script()
     other.call("c0", "link", (b"d0", b"x"), (b"d0", b"y"), ino=0, error="EXDEV")
     assert "failed" in problems_of(other)[0]
+
+
+# Refused writes
+
+
+def refused_script(told: str = "ENOSPC") -> Script:
+    """Two bytes in the middle of a write are refused; its fsync ends with `told`."""
+    script = Script()
+    script.call("a", "write", 0, 6, 1)
+    sync = script.call("a", "fsync", error=told, begin=5, end=9)
+    assert sync.end == 9
+    script.history.kept.append(Kept(7, "a", INO, 2, b"\1\1"))
+    return script
+
+
+def refusal_problems(script: Script) -> list[str]:
+    checker = RefusalsChecker(script.history)
+    return [*checker.check(), *ContentsChecker(script.history, checker).check(INITIAL)]
+
+
+def test_what_was_refused_may_be_seen_until_that_was_told_and_not_afterwards() -> None:
+    script = refused_script()
+    read(script, "a", b"\1\1\1\1\1\1", begin=6, end=8)
+    read(script, "a", b"\1\1\0\0\1\1", begin=10, end=11)
+    assert refusal_problems(script) == []
+    read(script, "a", b"\1\1\1\0\1\1", begin=12, end=13)
+    assert "garbage" in refusal_problems(script)[0]
+
+
+def test_what_was_not_refused_stays() -> None:
+    script = refused_script()
+    read(script, "a", b"\1\0\0\0\1\1", begin=10, end=11)
+    assert "stale" in refusal_problems(script)[0]
+
+
+def test_a_refusal_must_be_told_and_only_own_bytes_are_kept() -> None:
+    script = refused_script(told="")
+    assert refusal_problems(script) == []  # it began before: the next one can still say it
+    script.call("a", "close", begin=20, end=21)
+    assert "swallowed" in refusal_problems(script)[0]
+    script = refused_script()
+    script.history.kept.append(Kept(8, "b", INO, 2, b"\1"))
+    assert "nobody wrote it" in refusal_problems(script)[0]
+
+
+def test_what_was_overwritten_by_a_refused_write_before_it_was_stored_is_gone_with_it() -> None:
+    script = Script()
+    script.call("a", "write", 0, 2, 2)
+    script.call("a", "write", 0, 2, 1)
+    script.call("a", "fsync", error="ENOSPC", begin=10, end=12)
+    script.history.kept.append(Kept(11, "a", INO, 0, b"\1\1"))
+    read(script, "a", b"\0\0", begin=13, end=14)
+    assert refusal_problems(script) == []
+    script = Script()
+    script.call("a", "write", 0, 2, 2)
+    script.call("a", "fsync")
+    script.call("a", "write", 0, 2, 1)
+    script.call("a", "fsync", error="ENOSPC", begin=10, end=12)
+    script.history.kept.append(Kept(11, "a", INO, 0, b"\1\1"))
+    read(script, "a", b"\0\0", begin=13, end=14)
+    assert "stale" in refusal_problems(script)[0]
+
+
+def test_the_size_goes_back_with_what_was_refused() -> None:
+    script = Script()
+    script.call("a", "write", 9000, 10, 1)
+    script.call("a", "fsync", error="EDQUOT", begin=5, end=9)
+    script.history.kept.append(Kept(7, "a", INO, 9000, b"\1" * 10))
+    script.call("a", "stat", FILES[0], result=(9000, 0o644), begin=10, end=11)
+    assert refusal_problems(script) == []
+    script.call("a", "stat", FILES[0], result=(9010, 0o644), begin=12, end=13)
+    assert "size" in refusal_problems(script)[0]

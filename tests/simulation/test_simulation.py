@@ -12,7 +12,7 @@ from mutants import MUTANTS, Mutant
 from simulator.plan import make_plan
 from simulator.run import run_history
 
-HISTORIES = 90
+HISTORIES = 80
 SCENES = 280
 """Of each kind: 2,000 in all. Scenes are short."""
 QUICK = [mutant for mutant in MUTANTS if mutant.histories <= 100]
@@ -42,7 +42,7 @@ def test_one_seed_is_one_schedule_in_every_process() -> None:
 
 
 @pytest.mark.parametrize(
-    "profile", ["contents", "mappings", "names", "orphans", "appends", "mixed", "rush", "scenes", "holes"]
+    "profile", ["contents", "mappings", "names", "orphans", "appends", "mixed", "rush", "scenes", "holes", "refusals"]
 )
 @pytest.mark.parametrize("faults", [False, True])
 def test_histories_keep_the_guarantees(profile: str, faults: bool) -> None:

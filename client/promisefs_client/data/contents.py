@@ -290,7 +290,8 @@ class FileContents:
 
         `mapped`: these may be whole pages of which a process wrote only some bytes through a mapping. `promised`: the
         server would tell before it accepted another client's change, so what equals the clean bytes equals its own.
-        `written_back`: they surely are such pages, so zeros behind the server's end were not written.
+        `written_back`: they surely are such pages, so zeros behind the server's end were not written. Nor do any count
+        that may be such, as far as the file reaches here already: the server has, or gets, zeros there.
         `reach`: the server's size, as far as is known; behind an end from before that the kernel's pages have zeros.
         """
         before = self._dirty.size_bytes
@@ -306,17 +307,18 @@ class FileContents:
     def _write_pages(self, offset: int, data: bytes, promised: bool, written_back: bool, reach: int) -> None:
         """Take what may be pages written back from a mapping: all at once if nothing is special about them."""
         end = offset + len(data)
+        hollow = written_back or end <= self.dirty_end
         known = (
             self._clean.knows_some(offset, end)
             or self._storing.shown.overlaps(offset, end)
             or self._dirty.presumed.overlapping(offset, end)
-            or (written_back and self.version is not None and end > self.server_size)
+            or (hollow and self.version is not None and end > self.server_size)
         )
         if not self._twins and not (promised and known):
             self._dirty.write_certain(offset, data)
         elif self._twins or not self._presume(offset, data, promised):
             for at in range(offset, end, PAGE_BYTES):
-                self._write_page(at, data[at - offset : at - offset + PAGE_BYTES], promised, written_back, reach)
+                self._write_page(at, data[at - offset : at - offset + PAGE_BYTES], promised, hollow, reach)
 
     def _presume(self, offset: int, data: bytes, promised: bool) -> bool:
         """Make whole pages dirty, if none of their bytes is, and it is known what the server has; else return False."""
@@ -329,7 +331,8 @@ class FileContents:
         self._dirty.write_presumed(offset, data, bytes(known), self.version)
         return True
 
-    def _write_page(self, at: int, page: bytes, promised: bool, written_back: bool, reach: int) -> None:
+    def _write_page(self, at: int, page: bytes, promised: bool, hollow: bool, reach: int) -> None:
+        """`hollow`: zeros behind the server's end were not written."""
         end = at + len(page)
         twin = self._twins.of(at, len(page))
         known: bytes | memoryview | None = None if twin is None else twin.ljust(min(end, reach) - at, b"\0")
@@ -345,7 +348,7 @@ class FileContents:
         if known is None:
             self._dirty.write_certain(at, page)
             return
-        if written_back:
+        if hollow:
             known = self._with_zeros_behind(at, bytes(known), len(page))
         for a, b in differing(page[: len(known)], bytes(known)):
             self._dirty.write_certain(at + a, page[a:b])

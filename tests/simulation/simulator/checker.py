@@ -8,6 +8,7 @@ from .checker_appends import check_appends
 from .checker_contents import ContentsChecker
 from .checker_names import NamesChecker
 from .checker_progress import check_progress, has_met_outage
+from .checker_refusals import REFUSALS, RefusalsChecker
 from .checker_separation import check_separation
 from .history import Call, History
 from .layout import Path
@@ -16,7 +17,9 @@ from .plan import Plan
 
 def check(history: History, plan: Plan, initial: dict[Path, int]) -> list[str]:
     """Return what is wrong with the history; nothing if it is as it should be. `initial`: path to inode number."""
-    problems = list(ContentsChecker(history).check(initial))
+    refusals = RefusalsChecker(history)
+    problems = list(refusals.check())
+    problems += ContentsChecker(history, refusals).check(initial)
     problems += NamesChecker(history).check(initial)
     problems += check_appends(history, initial)
     problems += check_separation(history)
@@ -34,6 +37,8 @@ def check_errors(history: History, plan: Plan) -> Iterator[str]:
         if call.succeeded and call.ino and _leads_elsewhere(call, plan):
             yield f"failed: {call} went from one volume to another"
         if call.error in ORDINARY:
+            continue
+        if call.error in REFUSALS and history.refuses_from_s <= call.end_s:
             continue
         if call.error in ("ETIMEDOUT", "EIO") and has_met_outage(history, plan, call):
             continue

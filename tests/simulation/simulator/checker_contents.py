@@ -8,7 +8,8 @@ confirmed when they return. Nothing else is asked: concurrent writes and reads m
 
 A store into a mapping changes nothing beyond the end of the file; where it is not certain that the file went so far,
 whether it counts is not certain either. Nor does it make a file longer, but one that is cut before the store is
-confirmed: as a write's, its bytes may come after the truncation. Appends are for `checker_appends`.
+confirmed: as a write's, its bytes may come after the truncation. What was refused may be seen until whoever waited for
+it was told, by nobody afterwards, and need not be seen at all (`checker_refusals`). Appends are for `checker_appends`.
 
 That is weaker than linearizability (two readers may see concurrent stores in different order), and it is what the
 guarantees say.
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from .checker_refusals import REFUSALS, RefusalsChecker
 from .history import NEVER, Call, History
 from .layout import Path
 from .plan import FILE_BYTES, FILES, LOG
@@ -48,6 +50,8 @@ class Update:
     """Whether it makes the file reach to its stop: not so for a mapping, or a hole."""
     regrows_to: int = 0
     """So far the file may reach again if it was cut before this was confirmed. Only of mappings."""
+    gone: float = NEVER
+    """It was refused, and nobody who looks after this may see it."""
 
     def precedes(self, other: Update) -> bool:
         return self.confirmed < other.begin or (self.client == other.client and self.end < other.begin)
@@ -64,8 +68,9 @@ class Update:
 
 
 class ContentsChecker:
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, refusals: RefusalsChecker | None = None) -> None:
         self._calls = history.calls
+        self._refusals = refusals or RefusalsChecker(history)
         self._updates: dict[int, list[Update]] = defaultdict(list)
         self._sizes: dict[int, int] = {}
 
@@ -97,7 +102,9 @@ class ContentsChecker:
         match call.kind, call.args:
             case "write", (int() as offset, int() as length, int() as value):
                 end = call.end if call.succeeded else NEVER
-                self._add(call, offset, offset + length, value, end, _confirmed(call, syncs))
+                self._add_written(call, offset, offset + length, value, end, _confirmed(call, syncs), grows=True)
+            case (("truncate" | "punch" | "reopen"), _) if call.error in REFUSALS:
+                return
             case "truncate", (int() as size,):
                 end = call.end if call.succeeded else NEVER
                 self._add(call, size, INFINITY, 0, end, end)
@@ -116,11 +123,30 @@ class ContentsChecker:
         end = call.end if call.succeeded else NEVER
         reach = min(offset + length, highest)
         if certain > offset:
-            update = self._add(call, offset, certain, value, end, _confirmed(call, syncs), grows=False)
-            update.regrows_to = min(certain, reach)
+            for update in self._add_written(call, offset, certain, value, end, _confirmed(call, syncs), grows=False):
+                update.regrows_to = min(update.stop, reach)
         if certain < offset + length:
-            update = self._add(call, certain, offset + length, value, NEVER, NEVER, grows=False)
-            update.regrows_to = reach
+            for update in self._add_written(call, certain, offset + length, value, NEVER, NEVER, grows=False):
+                update.regrows_to = min(update.stop, reach)
+
+    def _add_written(
+        self, call: Call, start: int, stop: int, value: int, end: float, confirmed: float, *, grows: bool
+    ) -> list[Update]:
+        """Add what was written, less what was refused, and that as something that may never have been."""
+        updates: list[Update] = []
+        at = start
+        for refused in self._refusals.of(call, confirmed):
+            first, last = max(at, refused.start), min(stop, refused.stop)
+            if first >= last:
+                continue
+            if at < first:
+                updates.append(self._add(call, at, first, value, end, confirmed, grows))
+            updates.append(self._add(call, first, last, value, NEVER, NEVER, grows))
+            updates[-1].gone = refused.gone
+            at = last
+        if at < stop:
+            updates.append(self._add(call, at, stop, value, end, confirmed, grows))
+        return updates
 
     def _add(
         self, call: Call, start: int, stop: int, value: int, end: float, confirmed: float, grows: bool = True
@@ -130,7 +156,8 @@ class ContentsChecker:
         return update
 
     def _updates_before_end(self, call: Call) -> list[Update]:
-        return [u for ino in (call.ino, 0) for u in self._updates[ino] if u.begin < call.end]
+        """What the call may see."""
+        return [u for ino in (call.ino, 0) for u in self._updates[ino] if u.begin < call.end and u.gone > call.begin]
 
     # Bytes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +43,16 @@ if TYPE_CHECKING:
 class KeptInMemory(RejectKeeper):
     """The quarantine of one machine. It takes a moment, as a disk does, but no thread."""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, note: Callable[[int, int, bytes], None]) -> None:
+        """`note` is told of the inode, the offset, and the bytes that are kept."""
         super().__init__(cell, Quarantine(Path("/nonexistent"), "simulated"), "simulated")
-        self.kept: list[tuple[Vnode, Sequence[Piece], Aborted]] = []
+        self._note = note
 
     async def keep(self, vnode: Vnode, event: Event, pieces: Sequence[Piece], key: Key | None, why: Aborted) -> None:
         with trio.CancelScope(shield=True):
             await trio.lowlevel.checkpoint()
-        self.kept.append((vnode, pieces, why))
+        for offset, data in pieces:
+            self._note(vnode.ino, offset, bytes(data))
 
 
 class _Notifier:
@@ -88,6 +91,8 @@ class _Notifier:
         try:
             await self.core.ask_attributes(inode)
             return inode.size
+        except OSError:
+            return None
         finally:
             inode.busy -= 1
 
@@ -190,7 +195,7 @@ class ClientMachine:
         notifier = _Notifier(self._note_drop)
         kernel = KernelCaches(notifier, references)
         self.cell = cell = Cell(connections.sessions, connections.locator, table, kernel, nursery, self.now)
-        self.rejects = KeptInMemory(cell)
+        self.rejects = KeptInMemory(cell, partial(self._history.keeps, self.name))
         self.files = FileStore(cell, self.cache, self._options.timeout_s, self.rejects)
         names = Namespace(cell)
         self.mount_points = MountPoints(cell, names)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import trio
 
@@ -91,6 +93,39 @@ class Faults:
         await trio.sleep(down_s)
         self._cell.history.note("fault", f"{machine.name} starts again")
         await machine.start()
+
+    async def _full_disk(self, server: int, seconds: float) -> None:
+        """There is no room at a server for a while."""
+        machine = self._cell.servers[server]
+        if machine.server is None:
+            return
+        self._cell.history.refuses()
+        ballast = machine.server.store.ballast
+        with patch.object(ballast, "available_bytes", lambda: 0):
+            ballast._checked_s = -math.inf
+            await trio.sleep(seconds)
+        ballast._checked_s = -math.inf
+
+    async def _quota(self, server: int, volume: str, room_bytes: int, seconds: float) -> None:
+        """A volume may not grow by more than that for a while."""
+        machine = self._cell.servers[server]
+        if machine.server is None:
+            return
+        self._cell.history.refuses()
+        volumes = machine.server.store.volumes
+        volumes.set_quota(volume, volumes.usage_bytes(volumes.by_name(volume).volume) + room_bytes)
+        await trio.sleep(seconds)
+        volumes.set_quota(volume, 0)
+
+    async def _read_only(self, server: int, volume: str, seconds: float) -> None:
+        """A volume takes nothing for a while."""
+        machine = self._cell.servers[server]
+        if machine.server is None:
+            return
+        self._cell.history.refuses()
+        machine.server.store.volumes.set_read_only(volume, True)
+        await trio.sleep(seconds)
+        machine.server.store.volumes.set_read_only(volume, False)
 
     async def _busy_disks(self, long_s: float) -> None:
         """What is done in threads takes up to so long, twice, from now on."""

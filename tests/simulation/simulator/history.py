@@ -81,6 +81,16 @@ class Drop(NamedTuple):
     ino: int
 
 
+class Kept(NamedTuple):
+    """Bytes that a server refused are in a client's quarantine."""
+
+    at: float
+    client: str
+    ino: int
+    offset: int
+    data: bytes
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bytes) and len(value) > 12:
         return describe_bytes(value)
@@ -101,6 +111,9 @@ class History:
         self.outages: list[Outage] = []
         self.taken_back: list[TakenBack] = []
         self.drops: list[Drop] = []
+        self.kept: list[Kept] = []
+        self.refuses_from_s = NEVER
+        """Since then servers may have refused stores."""
 
     def note(self, actor: str, text: str) -> None:
         self.timeline.append((self._world.now_s, actor, text))
@@ -125,6 +138,14 @@ class History:
 
     def dropped(self, client: str, ino: int) -> None:
         self.drops.append(Drop(self.tick(), self._world.now_s, client, ino))
+
+    def refuses(self) -> None:
+        """A server refuses stores from now on, for a while."""
+        self.refuses_from_s = min(self.refuses_from_s, self._world.now_s)
+
+    def keeps(self, client: str, ino: int, offset: int, data: bytes) -> None:
+        self.note(client, f"keeps refused bytes at {offset}: {describe_bytes(data)}")
+        self.kept.append(Kept(self.tick(), client, ino, offset, data))
 
     def tick(self) -> int:
         self._order += 1

@@ -101,11 +101,10 @@ LOOKING = frozenset(("read", "load", "look", "stat", "list"))
 class Maker:
     """Draws the steps of one history."""
 
-    def __init__(self, rng: random.Random, shrinks: bool, rushes: bool) -> None:
-        """`rushes`: nobody takes time to think. `shrinks`: files may become smaller."""
+    def __init__(self, rng: random.Random, rushes: bool) -> None:
+        """`rushes`: nobody takes time to think."""
         self._random = rng
         self._rushes = rushes
-        self._shrinks = shrinks
         self.slow = not rushes and rng.random() < 0.35
         """Processes take so long that leases end under them."""
         self._value = 0
@@ -174,13 +173,13 @@ class Maker:
             case "stat":
                 return self.step(kind, self.file())
             case "truncate":
-                return self.step(kind, self._random.choice(SIZES if self._shrinks else SIZES[-1:]))
+                return self.step(kind, self._random.choice(SIZES))
             case "reopen":
                 return self.step(kind, self.file(), self._flags())
         return self.step(kind)
 
     def _flags(self) -> int:
-        return os.O_RDWR | (os.O_TRUNC if self._shrinks and self._random.random() < 0.1 else 0)
+        return os.O_RDWR | (os.O_TRUNC if self._random.random() < 0.1 else 0)
 
     def mapping(self) -> Step:
         match kind := self._draw(_MAPPING):
@@ -272,6 +271,7 @@ PROFILES: dict[str, tuple[str, ...]] = {
     "scenes": (),
     "mixed": ("contents", "mapping", "naming", "orphan"),
     "holes": ("holes",),
+    "refusals": ("contents", "mapping"),
 }
 RARE = ("holes",)
 """Only made when they are asked for."""
@@ -282,12 +282,10 @@ def make_plan(seed: int, *, faults: bool = True, profile: str | None = None) -> 
     profile = profile or rng.choice([name for name in PROFILES if name not in RARE])
     if profile == "scenes":
         return _scene(seed, rng)
-    layout = _choose_layout(seed)
+    layout = _choose_layout(seed) if profile != "refusals" else ALONE
     clients = rng.choice((2, 2, 2, 2, 3, 3, 3, 4, 4, 5))
     extension = seed % 2 == 1 or profile == "holes"
-    # Without the extension pages behind the server's end, which a mapping reaches, are stored whole (README).
-    shrinks = extension or "mapping" not in PROFILES[profile]
-    maker = Maker(rng, shrinks=shrinks, rushes=profile == "rush")
+    maker = Maker(rng, rushes=profile == "rush")
     if layout is not ALONE and rng.random() < 0.5:
         maker.hot_share = 1.0  # the other file is changed by nobody
     processes = []
@@ -304,8 +302,11 @@ def make_plan(seed: int, *, faults: bool = True, profile: str | None = None) -> 
     if layout is not ALONE:
         processes += [(rng.randrange(clients), _watching(maker, rng)) for _ in range(rng.randint(1, clients))]
     disturbances = _make_disturbances(rng, clients)
-    if not faults:
-        problems: tuple[Fault, ...] = ()
+    problems: tuple[Fault, ...] = ()
+    if profile == "refusals":
+        problems = _make_refusals(rng, layout, clients if faults else 0)
+    elif not faults:
+        pass
     elif layout.servers == 1:
         problems = _make_faults(rng, clients)
     else:
@@ -384,6 +385,28 @@ def _make_faults_of_one_server(rng: random.Random, clients: int, server: int) ->
     faults: list[Fault] = []
     for _ in range(rng.randint(1, 3)):
         faults += _make_fault(rng, rng.choice(kinds), rng.randrange(clients), server)
+    return tuple(faults)
+
+
+def _make_refusals(rng: random.Random, layout: Layout, stalled: int) -> tuple[Fault, ...]:
+    """A server refuses stores, some of them or all. Nothing is lost on the way; `stalled` clients may hear late."""
+    volume = layout.homes[0].volume
+    faults: list[Fault] = []
+    at_s = 0.0
+    for _ in range(rng.randint(1, 3)):
+        at_s += rng.choice((0.05, 0.3, 2.0)) * rng.random()
+        seconds = rng.choice((0.05, 0.3, 2.0, 7.0)) * rng.random()
+        match rng.choice(("full_disk", "quota", "quota", "read_only")):
+            case "full_disk":
+                faults.append(Fault(at_s, "full_disk", (0, seconds)))
+            case "quota":
+                faults.append(Fault(at_s, "quota", (0, volume, rng.choice((1, 1, 2000, 5000)), seconds)))
+            case "read_only":
+                faults.append(Fault(at_s, "read_only", (0, volume, seconds)))
+        at_s += seconds
+    for client in range(stalled):
+        if rng.random() < 0.3:
+            faults.append(Fault(rng.random(), "stall", (client, 0, rng.random() < 0.5, rng.random() * 0.5, False)))
     return tuple(faults)
 
 
