@@ -15,14 +15,30 @@ PROMISEFS = [sys.executable, "-m", "promisefs_client.cli"]
 TIMEOUT_S = 60
 
 
-def run(command: list[str], *arguments: str | Path, uid: int | None = None, stdin: str = "") -> str:
-    """Run it, as another user if need be. Return what it says; it must not fail."""
-    done = subprocess.run(
-        [*command, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-        user=uid, group=uid, extra_groups=None if uid is None else [],
-    )  # fmt: skip
+_AS_ANOTHER_USER = """
+import encodings.idna, os, sys
+from promisefs_client.cli import main
+uid = int(sys.argv.pop(1))
+os.setgroups([]), os.setgid(uid), os.setuid(uid)
+main()
+"""
+"""The interpreter may be where that user cannot run it, so it is another one only when all is imported."""
+
+
+def run(command: list[str], *arguments: str | Path, stdin: str = "") -> str:
+    """Return what it says; it must not fail."""
+    done = _run([*command, *map(str, arguments)], stdin)
     assert done.returncode == 0, (arguments, done.stderr)
     return done.stdout
+
+
+def run_as(uid: int, *arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run promisefs as another user."""
+    return _run([sys.executable, "-c", _AS_ANOTHER_USER, str(uid), *map(str, arguments)], stdin)
+
+
+def _run(command: list[str], stdin: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
 
 def add_user(store: Path, name: str, *options: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from logging_in import PROMISEFS, PROMISEFSD, TIMEOUT_S, add_user, run
+from logging_in import PROMISEFS, PROMISEFSD, TIMEOUT_S, add_user, run, run_as
 from outsider import Outsider
 
 if TYPE_CHECKING:
@@ -20,7 +21,13 @@ ALICE, BOB = 64101, 64102
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="takes two users")
 
 
-def become(user: Outsider, uid: int) -> None:
+LIST = "os.listdir(os.open('.', os.O_RDONLY, dir_fd=root))"
+READ = "os.read(os.open('d/hers', os.O_RDONLY, dir_fd=root), 100)"
+
+
+def become(user: Outsider, uid: int, directory: Path) -> None:
+    """Another user, with the directory open: what is around it may be closed to them."""
+    user.do(f"(root := os.open({str(directory)!r}, os.O_PATH))")
     user.do(f"os.setgroups([]), os.setgid({uid}), os.setuid({uid})")
 
 
@@ -33,11 +40,16 @@ def error_of(user: Outsider, call: str) -> str:
 
 
 def logged_in(uid: int, port: int, token: str) -> str:
-    return run(PROMISEFS, "login", "--server", f"127.0.0.1:{port}", "--token-file", "-", uid=uid, stdin=token)
+    done = run_as(uid, "login", "--server", f"127.0.0.1:{port}", "--token-file", "-", stdin=token)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def log_out(uid: int) -> None:
-    run(PROMISEFS, "logout", uid=uid)
+    done = run_as(uid, "logout")
+    assert done.returncode == 0, done.stderr
+    with suppress(OSError):  # it was made for the token
+        os.rmdir(f"/tmp/promisefs-{uid}")
 
 
 @pytest.mark.limit_s(120)
@@ -50,35 +62,32 @@ def test_each_user_of_a_mount_has_a_token_of_their_own(make_cell: MakeCell) -> N
     run(PROMISEFS, "fs", "setacl", path, "alice", "read")
     run(PROMISEFS, "fs", "setacl", path / "d", "alice", "write")
     with Outsider("import errno") as alice, Outsider("import errno") as bob:
-        become(alice, ALICE)
-        become(bob, BOB)
-        assert error_of(alice, f"os.listdir({str(path)!r})") == "EACCES"
+        become(alice, ALICE, path)
+        become(bob, BOB, path)
+        assert error_of(alice, LIST) == "EACCES"
         assert str(path) in logged_in(ALICE, cell.port, tokens[ALICE])
-        assert error_of(alice, f"os.listdir({str(path)!r})") == "['d']"
-        alice.do(f"(fd := os.open({str(path / 'd' / 'hers')!r}, os.O_CREAT | os.O_RDWR, 0o644))")
+        assert error_of(alice, LIST) == "['d']"
+        alice.do("(fd := os.open('d/hers', os.O_CREAT | os.O_RDWR, 0o644, dir_fd=root))")
         alice.do("os.write(fd, b'from alice')")
         alice.do("os.fsync(fd)")
         assert (path / "d" / "hers").stat().st_uid == ALICE
-        assert error_of(bob, f"os.listdir({str(path)!r})") == "EACCES"
+        assert error_of(bob, LIST) == "EACCES"
         assert str(path) in logged_in(BOB, cell.port, tokens[BOB])
-        assert error_of(bob, f"open({str(path / 'd' / 'hers')!r}).read()") == "EACCES"
-        shown = json.loads(run(PROMISEFS, "tokens", "--json", uid=BOB))
+        assert error_of(bob, READ) == "EACCES"
+        shown = json.loads(run_as(BOB, "tokens", "--json").stdout)
         assert [entry["name"] for entry in shown if entry["server"].endswith(str(cell.port))] == ["bob"]
         run(PROMISEFSD, "users", "revoke", cell.store, "alice")
-        assert error_of(alice, f"open({str(path / 'd' / 'hers')!r}).read()") == "EKEYREVOKED"
+        assert error_of(alice, READ) == "EKEYREVOKED"
         log_out(ALICE)
         log_out(BOB)
-        assert error_of(alice, f"os.listdir({str(path)!r})") == "EACCES"
+        assert error_of(alice, LIST) == "EACCES"
     assert (path / "d" / "hers").read_bytes() == b"from alice", "root's own mount goes on"
 
 
 @pytest.mark.limit_s(120)
 def test_only_the_owner_and_root_may_ask_a_mount_anything_else(make_cell: MakeCell) -> None:
     cell = make_cell(mounts=1, mount_options="allow_other")
-    asked = subprocess.run(
-        [*PROMISEFS, "status", str(cell.mountpoint("m1"))], capture_output=True, text=True, timeout=TIMEOUT_S,
-        user=BOB, group=BOB, extra_groups=[], check=False,
-    )  # fmt: skip
+    asked = run_as(BOB, "status", cell.mountpoint("m1"))
     assert asked.returncode == 1 and "only uid 0 and root may ask" in asked.stderr
 
 
