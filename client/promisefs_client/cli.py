@@ -13,13 +13,16 @@ from typing import Any
 
 import click
 import trio
-from promisefs_protocol import collector
+from promisefs_protocol import collector, service_manager
+from promisefs_protocol.config_file import Configured
+from promisefs_protocol.manual import install_man
 from promisefs_protocol.observe import logs
 from promisefs_protocol.observe.logs import LogFormat
 
 from .commands.fs import fs
 from .commands.login import login, logout, tokens
 from .commands.mmaps_view import fetch_mmaps, mmaps_table
+from .commands.mount_helper import install_helpers
 from .commands.mounts import MountEntry, find_mount, list_mounts
 from .commands.pts import pts
 from .commands.rejects import rejects
@@ -46,11 +49,25 @@ def cli() -> None:
     """Mount promisefs volumes."""
 
 
+class _Mount(Configured):
+    option_list = "options"
+    not_in_files = (*Configured.not_in_files, "foreground")
+
+    def fault_of(self, item: str) -> str:
+        try:
+            parse_options((item.removesuffix("=False"),))
+        except UserError as error:
+            return str(error)
+        return ""
+
+
 @cli.command(
+    cls=_Mount,
     epilog="\b\nExamples:\n"
     "  promisefs mount localhost /mnt/home\n"
     "  promisefs mount -o cache=1G,timeout=20 files:7654/root /mnt\n"
-    "  promisefs mount -o cell=/etc/promisefs/example.toml example.org /mnt"
+    "  promisefs mount -o cell=/etc/promisefs/example.toml example.org /mnt\n"
+    "  promisefs mount --config /etc/promisefs/client.toml localhost /mnt",
 )
 @click.argument("source", metavar="SOURCE")
 @click.argument("mountpoint", type=click.Path(readable=False))
@@ -111,6 +128,8 @@ def mount(
             _leave_terminal(log_file)
             os.write(ready_fd, READY)
             os.close(ready_fd)
+        else:
+            service_manager.notify(service_manager.READY)
 
     collector.set_for_daemon()
     trio.run(mounting.Mount(where, place, how).run, on_ready)
@@ -254,6 +273,8 @@ cli.add_command(logout)
 cli.add_command(pts)
 cli.add_command(rejects)
 cli.add_command(top)
+cli.add_command(install_helpers)
+cli.add_command(install_man("promisefs", cli))
 cli.add_command(trace)
 
 

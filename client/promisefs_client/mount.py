@@ -188,7 +188,7 @@ class Mount:
         if extension is not None:
             width = QUEUE_WIDTH if several else 0
             extension.extend(operations, absent_xattrs=ABSENT, cache_symlinks=True, max_background=width)
-        options = {f"fsname={self._source}", f"subtype={FSTYPE}", *self._options.fuse}
+        options = {f"fsname={self._options.name or self._source}", f"subtype={FSTYPE}", *self._options.fuse}
         if self._options.posix:
             options.add("default_permissions")
         with _said_on_stderr() as said:

@@ -67,6 +67,8 @@ class MountOptions:
     """The quarantine; None: `quarantine.default_directory`."""
     rejects_limit_bytes: int = DEFAULT_LIMIT_BYTES
     rejects_max_age_s: float = DEFAULT_MAX_AGE_S
+    name: str = ""
+    """What mount(8) shows as the source; empty: the volume and who has it."""
     max_idle: int = 200_000
     metrics: Address | None = None
     metrics_insecure: bool = False
@@ -74,9 +76,11 @@ class MountOptions:
 
 
 def parse_source(text: str, cell_file: Path | None = None) -> Source:
-    """HOST[:PORT][/VOLUME], with [] around an IPv6 address; CELL[/VOLUME] with a cell file. Raise UserError."""
+    """HOST[:PORT][/VOLUME] or HOST:/VOLUME, IPv6 addresses in []; CELL[/VOLUME] with a cell file. Raise UserError."""
     form = "HOST[:PORT][/VOLUME]" if cell_file is None else "CELL[/VOLUME]"
     where, _, volume = text.partition("/")
+    if "/" in text:
+        where = where.removesuffix(":")  # HOST:/VOLUME, as it is written in fstab
     if "/" in volume:
         raise UserError(f"{text!r} is not {form}", ExitCode.USAGE)
     volume = volume or DEFAULT_VOLUME
@@ -153,6 +157,8 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
                 if value not in tuple(LockScope):
                     raise UserError(f"{item}: it is {', '.join(LockScope)}", ExitCode.USAGE)
                 options = replace(options, locks=LockScope(value))
+            case "fsname":
+                options = replace(options, name=value)
             case "posix" if not value:
                 options = replace(options, posix=True)
             case "metrics":

@@ -17,10 +17,12 @@ from typing import NamedTuple
 
 import click
 import trio
-from promisefs_protocol import collector, tls
+from promisefs_protocol import collector, service_manager, tls
 from promisefs_protocol.address import DEFAULT_PORT, Address, AddressSyntaxError, parse_address
 from promisefs_protocol.cell_file import CellFileError, load_cell_file
+from promisefs_protocol.config_file import Configured
 from promisefs_protocol.local_server import LocalServer
+from promisefs_protocol.manual import install_man
 from promisefs_protocol.observe import exposition, logs
 from promisefs_protocol.observe.logs import LogFormat
 from promisefs_protocol.observe.metrics import encoded
@@ -58,13 +60,14 @@ def main() -> None:
 
 
 main.add_command(top)
+main.add_command(install_man("promisefsd", main))
 main.add_command(volume)
 main.add_command(check)
 main.add_command(users)
 main.add_command(cert)
 
 
-@main.command(epilog=_EPILOG)
+@main.command(cls=Configured, epilog=_EPILOG)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, readable=False))
 @click.option(
     "--listen",
@@ -116,6 +119,7 @@ def serve(
       promisefsd serve /srv/promisefs --port 0
       promisefsd serve /srv/promisefs --listen [::1]:7000
       promisefsd serve /srv/beta --cell /etc/promisefs/cell.toml --number 1
+      promisefsd serve --config /etc/promisefs/server.toml    (directory = "/srv/promisefs", lease = 10...)
     """
     with reported():
         membership, address = _place(cell, number, listen, port)
@@ -216,7 +220,9 @@ async def _serve(
                     await running.start(server.run, listeners)
                     if scrapers:
                         nursery.start_soon(exposition.serve, scrapers, partial(_scrape, server))
-                    click.echo(f"promisefsd: serving {directory}, listening on {Address(*addresses[0])}")
+                    bound = Address(*addresses[0])
+                    click.echo(f"promisefsd: serving {directory}, listening on {bound}")
+                    service_manager.notify(service_manager.READY, f"STATUS=listening on {bound}")
             nursery.cancel_scope.cancel()
 
 
@@ -228,6 +234,7 @@ async def _scrape(server: Fileserver, accept: str) -> tuple[bytes, str]:
 async def _stop_at_signal(server: Fileserver, signals: AsyncIterator[int]) -> None:
     async for number in signals:
         log.info("%s: shutting down", signal.Signals(number).name)
+        service_manager.notify(service_manager.STOPPING)
         server.stop()
 
 

@@ -215,14 +215,18 @@ NUMBERS = (
     3 * V,
 )
 COLUMNS = {
-    "vnodes": ("mode", "nlink", "size", "sparse", "data_version", "xattr_count", "parent", "target"),
+    "vnodes": ("mode", "nlink", "size", "sparse", "data_version", "xattr_count", "parent", "target", "acl"),
     "entries": ("directory", "vnode"),
     "xattrs": ("vnode",),
     "orphan_holders": ("vnode", "host"),
+    "places": ("directory", "names"),
+    "acls": ("acl",),
     "volumes": ("next_vnode", "root"),
     "store": ("next_volume",),
     "usage": ("bytes",),
 }
+
+KEYS = {"entries": "(directory, name)", "orphan_holders": "(vnode, host)", "places": "(vnode, directory)"}
 
 
 def spoil(folder: Path, chance: random.Random) -> None:
@@ -230,10 +234,10 @@ def spoil(folder: Path, chance: random.Random) -> None:
     with closing(sqlite3.connect(folder / "store.sqlite")) as database:
         for _ in range(chance.randint(1, 6)):
             table = chance.choice(list(COLUMNS))
-            key = (
-                "(directory, name)" if table == "entries" else "(vnode, host)" if table == "orphan_holders" else "rowid"
-            )
-            one = f"{key} IN (SELECT {key.strip('()')} FROM {table} ORDER BY random() LIMIT 1)"
+            key = KEYS.get(table, "rowid")
+            (count,) = database.execute(f"SELECT count(*) FROM {table}").fetchone()
+            which = chance.randrange(max(1, count))
+            one = f"{key} IN (SELECT {key.strip('()')} FROM {table} LIMIT 1 OFFSET {which})"
             column = chance.choice(COLUMNS[table])
             value = "NULL" if column == "target" else chance.choice(NUMBERS)
             if chance.random() < 0.3 and table not in ("volumes", "store"):
