@@ -78,9 +78,8 @@ class _Mount(Configured):
     multiple=True,
     metavar="OPT[,OPT...]",
     help="tls, ca=FILE, cell=FILE, cache=SIZE (256M), timeout=SECONDS (60) to wait for the server, "
-    "ack_wait=SECONDS (1), "
-    "locks=cell|local|off, rejects=DIR, rejects_size=SIZE (1G), rejects_age=DAYS (30), metrics=HOST:PORT, "
-    "allow_other, ro, and the generic options of mount(8).",
+    "ack_wait=SECONDS (1), locks=cell|local|off, key_wait=SECONDS (300), rejects=DIR, rejects_size=SIZE (1G), "
+    "rejects_age=DAYS (30), metrics=HOST:PORT, allow_other, ro, and the generic options of mount(8).",
 )
 @click.option("--log-file", type=click.Path(dir_okay=False), help="Append the log here.")
 @click.option(

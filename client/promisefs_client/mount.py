@@ -159,7 +159,7 @@ class Mount:
         kernel = KernelCaches(self._notifier, references)
         self._cell = Cell(connections.sessions, connections.locator, table, kernel, nursery)
         rejects = RejectKeeper(self._cell, self._quarantine(), str(self._source))
-        self._files = FileStore(self._cell, self._pages, self._options.timeout_s, rejects)
+        self._files = FileStore(self._cell, self._pages, self._options.timeout_s, rejects, self._options.key_wait_s)
 
     def _quarantine(self) -> Quarantine:
         """Raise UserError if a directory was named that cannot be used. The usual one is made when it is needed."""

@@ -69,6 +69,8 @@ class MountOptions:
     rejects_max_age_s: float = DEFAULT_MAX_AGE_S
     name: str = ""
     """What mount(8) shows as the source; empty: the volume and who has it."""
+    key_wait_s: float = 300.0
+    """How long bytes written under a token that has expired wait for a fresh one."""
     max_idle: int = 200_000
     metrics: Address | None = None
     metrics_insecure: bool = False
@@ -169,6 +171,8 @@ def parse_options(texts: tuple[str, ...]) -> MountOptions:
                 if not value:
                     raise UserError("rejects=DIR: the directory's name is missing", ExitCode.USAGE)
                 options = replace(options, rejects=Path(value))
+            case "key_wait":
+                options = replace(options, key_wait_s=_parse_seconds(name, value))
             case "rejects_size":
                 options = replace(options, rejects_limit_bytes=parse_size(value))
             case "rejects_age":

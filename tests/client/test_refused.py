@@ -16,8 +16,8 @@ from promisefs_client.errors import FsError
 from promisefs_client.fuse.requests import Request, handling
 from promisefs_client.rejects.quarantine import kept_in
 from promisefs_client.vnodes.vnode import Vnode
-from promisefs_protocol.abort import AbortCode, Aborted
-from promisefs_protocol.messages import FetchData, StoreData
+from promisefs_protocol.abort import AbortCode, Aborted, errno_of
+from promisefs_protocol.messages import FetchData, GetVolumeStatus, SetVolume, StoreData
 from server_cell import in_background
 
 ALICE, BOB = 1001, 1002
@@ -25,10 +25,11 @@ WHY = AbortCode.ACCES
 
 
 async def opened(mount: ClientMount, vnode: Vnode, uid: int = ALICE, flags: int = os.O_RDWR) -> int:
-    context = pyfuse3.RequestContext()
+    keys = mount.cell.keys
+    keys.of(uid).local.update(keys.own.local)  # logged in, as whom does not matter
     mount.table.add_lookup(vnode)
     vnode = await mount.operations._count_as_open(vnode, flags)
-    return int(mount.operations._give_handle(vnode, flags, uid or context.uid).fh)
+    return int(mount.operations._give_handle(vnode, flags, uid).fh)
 
 
 async def file_of(world: World, mount: ClientMount, content: bytes) -> Vnode:
@@ -268,3 +269,66 @@ async def test_bytes_under_a_lost_lock_are_kept(world: World, mount: ClientMount
     with trio.fail_after(5):
         while kept(mount) != [(ALICE, 2, b"LOST")]:  # noqa: ASYNC110 (a thread writes it)
             await trio.sleep(0.01)
+
+
+async def room_is_known(mount: ClientMount, handle: int) -> None:
+    """A first write has the mount ask how much room there is."""
+    await mount.operations.write(handle, 0, b"first")
+    await mount.operations.fsync(handle, False)
+    with trio.fail_after(5):
+        while not mount.session.sent_of(GetVolumeStatus):
+            await settled()
+        await settled()
+
+
+async def test_where_there_is_little_room_write_itself_fails(world: World, mount: ClientMount) -> None:
+    vnode = await file_of(world, mount, b"")
+    await world.server.administer(SetVolume("root", 100_000, None))
+    handle = await opened(mount, vnode)
+    await room_is_known(mount, handle)
+    with handling(Request(from_page_cache=False)):
+        assert await errno_from(mount.operations.write(handle, 0, b"x" * 100)) is None
+        assert not vnode.is_dirty, "it went through"
+        assert await errno_from(mount.operations.write(handle, 100, bytes(200_000))) == errno.EDQUOT
+    assert await errno_from(mount.operations.fsync(handle, False)) is None, "it was told"
+    assert vnode.size == 100 and await mount.read(vnode) == b"x" * 100
+    assert kept(mount) == [], "nothing was taken"
+
+
+async def test_where_there_is_room_writes_are_kept_back(world: World, mount: ClientMount) -> None:
+    vnode = await file_of(world, mount, b"")
+    handle = await opened(mount, vnode)
+    await room_is_known(mount, handle)
+    for _ in range(10):
+        await mount.operations.write(handle, 0, b"x" * 1000)
+    assert vnode.is_dirty
+    assert len(mount.session.sent_of(GetVolumeStatus)) == 1, "asked again only after a while"
+
+
+async def test_bytes_of_an_expired_token_wait_for_a_fresh_one(world: World, mount: ClientMount) -> None:
+    vnode = await file_of(world, mount, b"server")
+    handle = await opened(mount, vnode)
+    mount.files.refuser.key_wait_s = 100.0
+    mount.session.refuse[StoreData] = AbortCode.KEYEXPIRED
+    await mount.operations.write(handle, 0, b"x")
+    assert await errno_from(mount.operations.fsync(handle, False)) == errno.EKEYEXPIRED
+    assert vnode.is_dirty and not kept(mount)
+    mount.session.refuse.clear()  # a fresh token
+    assert await errno_from(mount.operations.fsync(handle, False)) is None
+    await mount.operations.write(handle, 0, b"y")
+    mount.session.refuse[StoreData] = AbortCode.KEYEXPIRED
+    mount.files.refuser.key_wait_s = 0.0
+    assert await errno_from(mount.operations.fsync(handle, False)) == errno.EKEYEXPIRED
+    assert not vnode.is_dirty and kept(mount) == [(ALICE, 0, b"y")]
+    assert await mount.read(vnode) == b"xerver"
+
+
+@pytest.mark.parametrize("code", [AbortCode.KEYREVOKED, AbortCode.KEYREJECTED])
+async def test_bytes_of_a_token_that_is_no_good_do_not_wait(world: World, mount: ClientMount, code: AbortCode) -> None:
+    vnode = await file_of(world, mount, b"server")
+    handle = await opened(mount, vnode)
+    mount.files.refuser.key_wait_s = 100.0
+    await mount.operations.write(handle, 0, b"x")
+    mount.session.refuse[StoreData] = code
+    assert await errno_from(mount.operations.fsync(handle, False)) == errno_of(code)
+    assert not vnode.is_dirty and kept(mount) == [(ALICE, 0, b"x")]

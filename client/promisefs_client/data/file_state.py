@@ -18,12 +18,14 @@ class FileState:
         "changing",
         "dirty_since",
         "event",
+        "expired_since",
         "failure",
         "fetching",
         "refusals",
         "retry_at",
         "shown",
         "store_lock",
+        "through",
         "to_show",
         "unsaid",
         "vnode",
@@ -43,6 +45,8 @@ class FileState:
         self.unsaid = False  # bytes were thrown away with a lock, and no fsync or close has said so yet
         self.refusals = Refusals()
         self.event: Event | None = None  # present while refused bytes leave
+        self.through: list[tuple[int, int]] = []  # ranges whose writes wait until they are stored
+        self.expired_since: float | None = None  # a token was found to have expired, and nothing was stored since
         self.to_show = False  # the kernel may have pages with refused bytes, and nothing has been done about it yet
         self.shown: trio.Event | None = None  # set when the kernel has dropped what was refused last
 

@@ -43,6 +43,7 @@ from .contents import BLOCK_BYTES, FileContents, PageCache, StoreExtent
 from .file_state import FileState, LockLost
 from .readahead import Readahead
 from .refusing import Refuser
+from .room import Rooms
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,13 @@ RETRY_AFTER_S = 5.0
 
 
 class FileStore:
-    def __init__(self, cell: Cell, cache: PageCache, timeout_s: float, rejects: RejectKeeper) -> None:
+    def __init__(
+        self, cell: Cell, cache: PageCache, timeout_s: float, rejects: RejectKeeper, key_wait_s: float = 0.0
+    ) -> None:
         self._cell = cell
         self._timeout_s = timeout_s
-        self.refuser = Refuser(cell, rejects)
+        self.refuser = Refuser(cell, rejects, key_wait_s)
+        self._rooms = Rooms(cell, cache)
         self._cache = cache
         self._states: dict[Vnode, FileState] = {}
         self.store_failures = 0
@@ -222,6 +226,9 @@ class FileStore:
                 if state.failure is not None:
                     raise state.failure  # no more can be kept, and the server does not take it
             state = self._state(vnode)
+        through = self._rooms.take(vnode.volume, len(data)) and writer is not None and not written_back
+        if through:
+            await self.store_quietly(vnode)  # what others wrote is not this write's to answer for
         mapped, promised = vnode.read_write_opens > 0, self._cell.valid(vnode)
         if written_back is not None:  # of what is surely written back, what equals the base was surely not written
             mapped = promised = written_back
@@ -236,11 +243,25 @@ class FileStore:
             vnode.pending_mtime_ns = vnode.written_ns
         if state.dirty_since is None:
             state.dirty_since = trio.current_time()
+        if through:
+            await self._write_through(vnode, offset, len(data), writer)
         if contents.dirty_bytes >= WRITE_BEHIND_BYTES and not state.background and state.retry_at == 0.0:
             state.background = True
             self._cell.start(self._write_behind, state)
         if self._cache.dirty_bytes > self._cache.limit_bytes * DIRTY_SHARE:
             await self._relieve(vnode)
+
+    async def _write_through(self, vnode: Vnode, offset: int, length: int, writer: Writer | None) -> None:
+        """There is little room: store what was just written. Raise Aborted if it is refused; then it is not kept."""
+        state = self._state(vnode)
+        this = (offset, offset + length)
+        state.through.append(this)
+        try:
+            await self.store_quietly(vnode)
+        finally:
+            state.through.remove(this)
+        if writer is not None:
+            self._tell(vnode, writer)
 
     async def _store_others_first(self, vnode: Vnode, contents: FileContents, written_back: bool | None) -> None:
         """Bytes of another key are about to be overwritten: if these were refused later, those would be lost.
@@ -407,6 +428,7 @@ class FileStore:
             state.appends_seen = max(state.appends_seen, appends)
         state.retry_at = 0.0
         state.failure = None
+        state.expired_since = None
 
     async def store_quietly(self, vnode: Vnode) -> None:
         """Store what is dirty; whoever wrote it is told what went wrong."""
@@ -500,7 +522,7 @@ class FileStore:
                 if contents.stored(extent, entry.status.version, label):
                     cell.drop_pages_later(vnode)
         except Aborted as refusal:
-            if is_final(refusal):
+            if is_final(refusal) and not self.refuser.waits_for_token(self._state(vnode), refusal):
                 await self.refuser.refused(self._state(vnode), contents, extent, refusal)
                 return False
             changed = refusal.code == AbortCode.CHANGED

@@ -30,13 +30,23 @@ SHOWN_WAIT_S = 5.0
 
 
 class Refuser:
-    def __init__(self, cell: Cell, rejects: RejectKeeper) -> None:
+    def __init__(self, cell: Cell, rejects: RejectKeeper, key_wait_s: float) -> None:
         self._cell = cell
+        self.key_wait_s = key_wait_s
         self.rejects = rejects
         self.files_lost = 0
         """Files that were gone at the server while bytes of theirs were not stored."""
         self.bytes_refused = 0
         """The server did not take them, for good."""
+
+    def waits_for_token(self, state: FileState, refusal: Aborted) -> bool:
+        """Whether the bytes stay dirty, since whoever wrote them may get a fresh token within `key_wait`."""
+        if refusal.code != AbortCode.KEYEXPIRED:
+            return False
+        now_s = trio.current_time()
+        if state.expired_since is None:
+            state.expired_since = now_s
+        return now_s - state.expired_since < self.key_wait_s
 
     async def refused(self, state: FileState, contents: FileContents, extent: StoreExtent, refusal: Aborted) -> None:
         """The server does not take these bytes, ever. They go to the quarantine, and out of every cache.
@@ -50,7 +60,8 @@ class Refuser:
             if state.event is None:
                 state.event = self.rejects.event(vnode)
             try:
-                await self.rejects.keep(vnode, state.event, extent.written, extent.key, refusal)
+                if not any(start <= extent.offset and extent.end <= end for start, end in state.through):
+                    await self.rejects.keep(vnode, state.event, extent.written, extent.key, refusal)
             except OSError:
                 contents.store_failed(extent)
                 raise refusal from None
