@@ -61,7 +61,7 @@ class MountOptions:
     ca: Path | None = None
     """CAs that the servers' certificates may be of; None: the system's."""
     locks: LockScope = LockScope.CELL
-    posix: bool = True
+    posix: bool = False
     """The kernel checks mode bits, too, as on a local disk."""
     rejects: Path | None = None
     """The quarantine; None: `quarantine.default_directory`."""

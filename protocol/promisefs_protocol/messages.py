@@ -448,6 +448,18 @@ class StoreACL(NamedTuple):
     clear: bool
 
 
+class WhoAmI(NamedTuple):
+    """Who does the server that has this volume take the caller for?"""
+
+    volume: U32
+
+
+class WhoAmIReply(NamedTuple):
+    user: Annotated[int, int_range(-(2**31), 2**31 - 1)]  # PT id; 0: whoever runs the server
+    name: Text
+    groups: Annotated[tuple[Text, ...], length_range(0, MAX_LIST)]
+
+
 # FS: extended attributes (user.* only)
 
 
@@ -600,6 +612,13 @@ class GetVolumeStatusReply(NamedTuple):
     quota: U64  # the most that `used` may grow to; 0: no bound
     used: U64  # the sizes of all that is in the volume, and 1024 for each
     read_only: bool
+
+
+class SetVolumeStatus(NamedTuple):
+    """For administrators; `quota` in bytes, 0: no bound."""
+
+    volume: U32
+    quota: Annotated[int, int_range(0, 2**62 - 1)]
 
 
 class GetEntryByName(NamedTuple):
@@ -765,6 +784,7 @@ _METHODS = (
     _method("FS.Sync", Sync, Empty),
     _method("FS.FetchACL", FetchACL, FetchACLReply),
     _method("FS.StoreACL", StoreACL, StatusReply),
+    _method("FS.WhoAmI", WhoAmI, WhoAmIReply),
     _method("FS.CreateFile", CreateFile, EntryReply, True),
     _method("FS.MakeDir", MakeDir, EntryReply, True),
     _method("FS.Symlink", Symlink, EntryReply, True),
@@ -787,6 +807,7 @@ _METHODS = (
     _method("FS.GiveUpAllCallBacks", GiveUpAllCallBacks, Empty),
     _method("FS.GiveUpOpen", GiveUpOpen, Empty),
     _method("FS.GetVolumeStatus", GetVolumeStatus, GetVolumeStatusReply),
+    _method("FS.SetVolumeStatus", SetVolumeStatus, Empty),
     _method("FS.GetStatistics", GetStatistics, Empty),
     _method("VL.GetEntryByName", GetEntryByName, VolumeEntry),
     _method("VL.GetEntryByID", GetEntryByID, VolumeEntry),

@@ -42,6 +42,7 @@ from .operations.names import NameOperations
 from .operations.parts import Later, Operation, Parts
 from .operations.ranges import RangeOperations
 from .operations.read import ReadOperations
+from .operations.volumes import VolumeOperations
 from .promises import callback_state
 from .promises.breaker import Breaker
 from .promises.callback_state import SavedHost
@@ -335,6 +336,7 @@ class Fileserver:
         self.operations.update(DataOperations(parts).table())
         self.operations.update(RangeOperations(parts).table())
         self.operations.update(AclOperations(parts).table())
+        self.operations.update(VolumeOperations(parts).table())
         self.operations.update(LockOperations(parts, self.lock_keeper).table())
 
     # Hosts

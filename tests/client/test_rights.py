@@ -7,7 +7,7 @@ import os
 import pytest
 from promisefs_client.data.contents import PageCache
 from promisefs_client.errors import FsError
-from promisefs_client.identity.key import Key
+from promisefs_client.identity.key import Credentials
 from promisefs_client.identity.local_access import may_access_directory, may_access_file, require_open
 from promisefs_client.network.servers import Server
 from promisefs_client.vnodes.vnode import Vnode
@@ -19,7 +19,7 @@ from promisefs_protocol.rights import ALL_RIGHTS, OWNER, SUPERUSER, Rights
 
 ROOT, FILE = Fid(1, 1, 1), Fid(1, 2, 7)
 LOOK, READ, WRITE = Rights.LOOKUP, Rights.READ, Rights.WRITE
-ALICE, BOB = Key(1001), Key(1002)
+ALICE, BOB = Credentials(), Credentials()
 
 
 def status(ctime: int = 1, mode: int = 0o100644) -> Status:
@@ -36,7 +36,7 @@ def table() -> VnodeTable:
 
 def told(
     table: VnodeTable,
-    key: Key,
+    key: Credentials,
     rights: int,
     *,
     ctime: int = 1,
@@ -86,7 +86,7 @@ def test_what_a_break_has_overtaken_is_not_kept(table: VnodeTable) -> None:
 
 
 def test_a_bounded_number_of_keys(table: VnodeTable) -> None:
-    keys = [Key(uid) for uid in range(MAX_KEYS_OF_VNODE + 3)]
+    keys = [Credentials() for _ in range(MAX_KEYS_OF_VNODE + 3)]
     for key in keys:
         vnode = told(table, key, READ)
     assert [vnode.rights_of(key) for key in keys] == [None] * 3 + [READ] * MAX_KEYS_OF_VNODE

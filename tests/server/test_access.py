@@ -38,11 +38,13 @@ from promisefs_protocol.messages import (
     RenameFlags,
     Seek,
     SetLock,
+    SetVolumeStatus,
     SetXattr,
     StoreACL,
     StoreData,
     StoreStatus,
     Symlink,
+    WhoAmI,
 )
 from promisefs_protocol.principals import ADMINISTRATORS, ANONYMOUS, ANYUSER, AUTHUSER
 from promisefs_protocol.rights import ALL_RIGHTS, AclEntry, Rights, rights_text
@@ -235,8 +237,8 @@ async def test_between_two_directories(cell: Cell, make: Callable[[Scene], Any],
 
 async def test_every_operation_is_in_the_table(cell: Cell) -> None:
     """Or asks for no right: then there is nothing to learn or change by it."""
-    free = {"CancelLock", "ExtendLock", "GetEntryByID", "GetEntryByName", "ReleaseLock", "Sync"}
-    elsewhere = {"InlineBulkStatus", "GetLock", "GetVolumeStatus"}  # in the test that follows
+    free = {"CancelLock", "ExtendLock", "GetEntryByID", "GetEntryByName", "ReleaseLock", "Sync", "WhoAmI"}
+    elsewhere = {"InlineBulkStatus", "GetLock", "GetVolumeStatus", "SetVolumeStatus"}  # in the test that follows
     client = await cell.connected()
     scene = await Scene(client).made()
     tested = {type(make(scene)).__name__ for make, _, _ in CASES.values()}
@@ -268,6 +270,20 @@ async def test_status_of_a_file_takes_l_or_r(cell: Cell) -> None:
     await set_acl(client, client.root)
     await set_acl(client, scene.d, system_authuser=L)
     await call_as(cell, client, ALICE, FetchStatus(scene.sub))
+
+
+async def test_quotas_and_names_of_callers(cell: Cell) -> None:
+    client = await cell.connected()
+    await set_acl(client, client.root, system_authuser=ALL_RIGHTS)
+    change = SetVolumeStatus(client.root.volume, 1 << 20)
+    with pytest.raises(Aborted, match="ACCES"):
+        await call_as(cell, client, ALICE, change)
+    await call_as(cell, client, ADMIN, change)
+    assert (await client.call(GetVolumeStatus(client.root.volume))).quota == 1 << 20
+    who = await call_as(cell, client, NOBODY, WhoAmI(client.root.volume))
+    assert who == (ANONYMOUS, "anonymous", ("system:anyuser",))
+    who = await call_as(cell, client, ADMIN, WhoAmI(client.root.volume))
+    assert who.groups == ("system:administrators", "system:anyuser", "system:authuser")
 
 
 async def test_files_belong_to_their_maker(cell: Cell) -> None:

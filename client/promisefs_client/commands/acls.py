@@ -91,6 +91,18 @@ def getcalleraccess(paths: tuple[str, ...]) -> None:
                 click.echo(f"Callers access to {printable(path)} is {rights or 'none'}")
 
 
+@click.command()
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
+def whoami(paths: tuple[str, ...]) -> None:
+    """Show whom the server of a file takes you for."""
+    with _going_on() as attempt:
+        for path in paths or (".",):
+            with attempt():
+                with _errors_of(path):
+                    name, number, *groups = os.getxattr(path, "afs.whoami").decode().splitlines()
+                click.echo(f"{name} ({number}), in {', '.join(groups)}")
+
+
 def _show(path: str, entries: Iterable[AclEntry]) -> None:
     click.echo(f"Access list for {printable(path)} is")
     for heading, negative in (("Normal rights:", False), ("Negative rights:", True)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 
 from promisefs_client.errors import ExitCode, UserError
 
-from .acls import copyacl, getcalleraccess, listacl, setacl
+from .acls import copyacl, getcalleraccess, listacl, setacl, whoami
 from .control_client import ask
 from .mounts import MountEntry, find_mount, list_mounts
 from .status_view import printable
@@ -91,6 +92,34 @@ def examine(path: str, as_json: bool) -> None:
     click.echo(f"The partition has {found['available_kib']} blocks available out of {found['total_kib']}")
 
 
+@fs.command(epilog="\b\nExample:\n  promisefs fs listquota /mnt/projects/atlas")
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
+def listquota(paths: tuple[str, ...]) -> None:
+    """Show how much the volumes of files may take, and take; in KiB."""
+    click.echo(f"{'Volume Name':25}{'Quota':>12}{'Used':>12} %Used   Partition")
+    for path in paths or (".",):
+        found = _ask_about(path, "examine")
+        quota, used, total = found["quota_kib"], found["used_kib"], found["total_kib"]
+        share = f"{round(100 * used / quota)}%" if quota else "0%"
+        disk = f"{round(100 * (total - found['available_kib']) / total)}%" if total else "0%"
+        click.echo(f"{found['name']:25}{quota or 'no limit':>12}{used:>12}{share:>6}{disk:>12}")
+
+
+@fs.command(epilog="\b\nExamples:\n  promisefs fs setquota /mnt/projects/atlas 20G\n  promisefs fs setquota . 0")
+@click.argument("path")
+@click.argument("size")
+def setquota(path: str, size: str) -> None:
+    """Bound what the volume of PATH takes.
+
+    SIZE is in KiB, or has K, M, G or T after it; 0: no bound. For administrators.
+    """
+    match = re.fullmatch(r"(\d{1,15})([KMGT]?)", size, re.IGNORECASE)
+    if match is None:
+        raise UserError(f"{size!r} is no size like 500M", ExitCode.USAGE)
+    kib = int(match[1]) << {"": 0, "K": 0, "M": 10, "G": 20, "T": 30}[match[2].upper()]
+    _ask_about(path, "setquota", kib=kib)
+
+
 @fs.command(epilog="\b\nExample:\n  promisefs fs flush /mnt/projects/atlas")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 def flush(paths: tuple[str, ...]) -> None:
@@ -117,14 +146,14 @@ def checkservers(mountpoints: tuple[str, ...]) -> None:
     sys.exit(ExitCode.FAILURE)
 
 
-def _ask_about(path: str, command: str) -> dict[str, Any]:
+def _ask_about(path: str, command: str, **more: Any) -> dict[str, Any]:
     """What the mount's process says of a path, the mountpoint itself among them. Raise UserError."""
     try:
         entry = find_mount(path)
         inside = entry.root.strip("/")
     except UserError:
         entry, inside = _inside_mount(path)
-    answer: dict[str, Any] = ask(entry, command, {"path": inside}, WAIT_S)
+    answer: dict[str, Any] = ask(entry, command, {"path": inside, **more}, WAIT_S)
     return answer
 
 
@@ -143,6 +172,9 @@ def _inside_mount(path: str) -> tuple[MountEntry, str]:
     return entry, f"{entry.root.strip('/')}/{below}"  # a bind mount begins at another root
 
 
-for command, short in ((listacl, "la"), (setacl, "sa"), (copyacl, "ca"), (getcalleraccess, "gca")):
+fs.add_command(whoami)
+for command, short in (
+    (listacl, "la"), (setacl, "sa"), (copyacl, "ca"), (getcalleraccess, "gca"), (listquota, "lq"), (setquota, "sq")
+):  # fmt: skip
     fs.add_command(command)
     fs.add_command(command, short)

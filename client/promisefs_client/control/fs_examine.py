@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from promisefs_protocol.messages import GetVolumeStatus
+from promisefs_protocol.messages import GetVolumeStatus, SetVolumeStatus
 
+from promisefs_client.errors import ExitCode, UserError
 from promisefs_client.names.mount_points import MountPoints
 from promisefs_client.network.cell import Cell
 
@@ -20,7 +21,7 @@ class Examination:
 
     @property
     def commands(self) -> dict[str, Command]:
-        return {"whereis": self.whereis, "examine": self.examine}
+        return {"whereis": self.whereis, "examine": self.examine, "setquota": self.set_quota}
 
     async def whereis(self, args: dict[str, Any]) -> dict[str, Any]:
         """Return fid and volume of what `path` leads to, mount points followed, and the server that has it."""
@@ -46,4 +47,16 @@ class Examination:
             "available_kib": status.blocks_available * status.block_bytes // 1024,
             "total_kib": status.blocks * status.block_bytes // 1024,
             "files": status.files - status.files_free,
+            "quota_kib": status.quota // 1024,
+            "used_kib": -(-status.used // 1024),
+            "read_only": status.read_only,
         }
+
+    async def set_quota(self, args: dict[str, Any]) -> None:
+        """Bound the volume of `path` to `kib` KiB; 0: not at all."""
+        path, kib = args["path"], args["kib"]
+        if type(kib) is not int or not 0 <= kib < 1 << 52:
+            raise UserError("that is no quota", ExitCode.USAGE)
+        with errors_in_words(path or "/"):
+            vnode = await self._mount_points.vnode_at(names_in(path))
+            await self._cell.call(SetVolumeStatus(vnode.volume.number, kib * 1024))

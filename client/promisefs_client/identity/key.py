@@ -34,18 +34,31 @@ class UserToken(NamedTuple):
         return f"UserToken(..., {self.name!r} at {self.server})"
 
 
-class Key:
-    """The credentials of one local user. Compared by identity."""
+class Credentials:
+    """What a key's holder is to servers between two changes of its tokens. What servers say of their rights is kept by
+    these, so it ends with them. Compared by identity."""
 
-    __slots__ = ("local", "tokens", "uid")
+    __slots__ = ()
+
+
+class Key:
+    """The tokens of one local user. Compared by identity."""
+
+    __slots__ = ("credentials", "expired", "local", "tokens", "uid")
 
     def __init__(self, uid: int) -> None:
         self.uid = uid
+        self.credentials = Credentials()
+        self.expired: frozenset[bytes] = frozenset()  # stores whose token has expired, as was seen last
         self.tokens: dict[bytes, UserToken] = {}  # by the server's store
         self.local: dict[bytes, bytes] = {}  # tokens of servers that this user runs on this machine
 
     def __repr__(self) -> str:
         return f"<key of uid {self.uid}>"
+
+    def changed(self) -> None:
+        """The holder may be somebody else to servers than before."""
+        self.credentials = Credentials()
 
     def token_for(self, store: bytes) -> bytes | None:
         """Who has logged in is that user, also at a server of their own."""
@@ -116,10 +129,13 @@ class Keyring:
         if saved is not None and saved.server == address:
             self.log_in(self.owner, store, saved)
         token = self._local_token(store, stream)
+        if token == self.own.local.get(store):
+            return
         if token is None:
-            self.own.local.pop(store, None)
+            del self.own.local[store]
         else:
             self.own.local[store] = token
+        self.own.changed()
 
     def for_upkeep(self, store: bytes) -> Key:
         """Whose key to use for what nobody asked for: the mount's own, or if it has no token one that has."""
@@ -136,6 +152,7 @@ class Keyring:
         if before is None or before.user != token.user:
             key = self._replace(uid)
         key.tokens[store] = token
+        key.changed()
 
     def log_out(self, uid: int) -> list[UserToken]:
         """Forget a user's tokens. What is open is not used in their name any more. Return them."""
@@ -143,7 +160,16 @@ class Keyring:
         gone = list(old.tokens.values())
         self._replace(uid).tokens.clear()
         old.tokens.clear()
+        old.changed()
         return gone
+
+    def note_expired(self, now_s: float) -> None:
+        """See to it that nobody goes on by rights that an expired token has given; `now_s` since the epoch."""
+        for key in self._keys.values():
+            expired = frozenset(store for store, token in key.tokens.items() if token.expires_s <= now_s)
+            if expired != key.expired:
+                key.expired = expired
+                key.changed()
 
     def _replace(self, uid: int) -> Key:
         old = self._keys.pop(uid)

@@ -6,6 +6,7 @@ afs.access   the letters of what the caller may do
 afs.cell     the cell's name; of a server alone its address
 afs.fid      volume, vnode and uniquifier, in hexadecimal digits
 afs.volume   the volume's name
+afs.whoami   whom the file's server takes the caller for: name, id, and on further lines groups
 
 These can be read but are not listed: who copies a file with all its attributes does not mean them. Nothing else exists.
 Of what is ABSENT the FUSE extension says so by itself: the kernel asks for security.capability before every write, and
@@ -25,6 +26,7 @@ from promisefs_protocol.messages import (
     RemoveXattr,
     SetXattr,
     StoreACL,
+    WhoAmI,
     XattrFlags,
 )
 from promisefs_protocol.rights import CHANGES_ONLY, acl_text, parse_acl, rights_text
@@ -90,6 +92,9 @@ class Xattrs:
             async with self._cell.ask(FetchACL(vnode.fid)) as answer:
                 self._cell.table.install(answer.reply.entry, answer.mark)
                 return acl_text(answer.reply.acl)
+        if name == b"afs.whoami":
+            reply, _ = await self._cell.call(WhoAmI(vnode.volume.number))
+            return "\n".join((reply.name, str(reply.user), *reply.groups)) + "\n"
         rights = await self._cell.validate(vnode)
         match name:
             case b"afs.access":

@@ -181,4 +181,4 @@ class CallbackService:
 
 def _all_may_read(vnode: Vnode) -> bool:
     """Whether everyone who has opened a file is known to have the right to read it still."""
-    return all((vnode.rights_of(key) or 0) & READ for key in set(vnode.openers))
+    return all((vnode.rights_of(key.credentials) or 0) & READ for key in set(vnode.openers))

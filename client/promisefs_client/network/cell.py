@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -28,6 +29,8 @@ from promisefs_protocol.messages import (
     GiveUpCallBacks,
     GiveUpOpen,
     InlineBulkStatus,
+    SetVolumeStatus,
+    WhoAmI,
     fids_of,
 )
 
@@ -35,7 +38,7 @@ from promisefs_client.data.contents import FileContents
 from promisefs_client.errors import ServerUnavailable
 from promisefs_client.fuse.kernel import KernelCaches
 from promisefs_client.fuse.requests import outlive_request
-from promisefs_client.identity.key import Key, acting_with, current_key
+from promisefs_client.identity.key import Key, acting_with
 from promisefs_client.observe.counters import Counters
 from promisefs_client.vnodes.vnode import Vnode
 from promisefs_client.vnodes.vnode_table import KernelWork, VnodeTable
@@ -69,7 +72,8 @@ class Answer(NamedTuple):
 
 def volume_of(request: Any) -> int:
     """The number of the volume that a call concerns: that of its first fid."""
-    return request.volume if isinstance(request, GetVolumeStatus) else next(fids_of(request)).volume
+    of_volume = isinstance(request, GetVolumeStatus | SetVolumeStatus | WhoAmI)
+    return request.volume if of_volume else next(fids_of(request)).volume
 
 
 class Asking:
@@ -150,13 +154,11 @@ class Cell:
     def valid(self, vnode: Vnode) -> bool:
         return self.table.valid(vnode, self.now())
 
-    def key(self) -> Key:
-        """Whose rights count for what this task does."""
-        return current_key() or self.keys.own
-
     def rights(self, vnode: Vnode) -> int | None:
         """What whoever this task works for may do with the vnode; None if the server has to be asked."""
-        return vnode.rights_of(self.key()) if self.valid(vnode) else None
+        if not self.valid(vnode):
+            return None
+        return vnode.rights_of(self.sessions[vnode.server].current_key().credentials)
 
     def connected(self, vnode: Vnode) -> bool:
         """Whether the vnode's server can be asked at this moment."""
@@ -198,8 +200,8 @@ class Cell:
     async def _call_there(self, volume: Volume, request: Any, bulk: Piece | None, key: Key | None) -> Answer:
         """Call the server where we believe the volume to be. Raise _NotThere."""
         server = volume.server
-        key = key or self.key()
-        mark = server.begin_call(self.now(), key)
+        key = key or self.sessions[server].current_key()
+        mark = server.begin_call(self.now(), key.credentials)
         try:
             reply, data = await self.sessions[server].call(request, bulk, key=key)
         except BaseException as error:
@@ -386,6 +388,7 @@ class Cell:
         """Keep a promise on everything open; give up those of evicted vnodes. Runs until cancelled."""
         while True:
             await trio.sleep(RENEW_EVERY_S)
+            self.keys.note_expired(time.time())
             await self._give_up_evicted(server)
             soon = self.now() + RENEW_BEFORE_S
             await self.revalidate(
@@ -398,7 +401,8 @@ class Cell:
         """Ask for statuses, of open files as who has opened them."""
         by_key: dict[Key, list[Fid]] = {}
         for vnode in vnodes:
-            by_key.setdefault(vnode.openers[-1] if vnode.openers else self.keys.own, []).append(vnode.fid)
+            key = vnode.openers[-1] if vnode.openers else self.sessions[vnode.server].current_key()
+            by_key.setdefault(key, []).append(vnode.fid)
         try:
             for key, fids in by_key.items():
                 with acting_with(key):

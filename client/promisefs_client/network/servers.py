@@ -15,7 +15,7 @@ from typing import NamedTuple
 from promisefs_protocol.ids import Fid
 from promisefs_protocol.messages import START_ID_BITS
 
-from promisefs_client.identity.key import Key
+from promisefs_client.identity.key import Credentials
 
 MAX_REMEMBERED_BREAKS = 10_000
 """When more distinct fids were broken during calls in flight, all those calls lose their promises instead."""
@@ -28,7 +28,7 @@ class CallMark(NamedTuple):
     number: int
     sequence: int
     sent_at: float
-    key: Key | None = None  # whose rights the statuses tell
+    credentials: Credentials | None = None  # whose rights the statuses tell
 
 
 class Server:
@@ -66,10 +66,10 @@ class Server:
             self.restored = True
         self.start_id = start_id
 
-    def begin_call(self, now: float, key: Key | None = None) -> CallMark:
+    def begin_call(self, now: float, credentials: Credentials | None = None) -> CallMark:
         self._next_call += 1
         self._calls.add(self._next_call)
-        return CallMark(self, self._next_call, self._sequence, now, key)
+        return CallMark(self, self._next_call, self._sequence, now, credentials)
 
     def end_call(self, mark: CallMark) -> None:
         self._calls.discard(mark.number)

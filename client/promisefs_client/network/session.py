@@ -57,10 +57,12 @@ from promisefs_protocol.messages import (
     Role,
     Seek,
     SetLock,
+    SetVolumeStatus,
     StoreACL,
     StoreData,
     StoreStatus,
     Sync,
+    WhoAmI,
 )
 from promisefs_protocol.observe.timings import Timings
 from promisefs_protocol.observe.tracing import Event, tell, tracing
@@ -113,9 +115,21 @@ _QUESTIONS = {
     GetEntryByID,
     GetLock,
     FetchACL,
+    WhoAmI,
 }
 """Calls that change nothing."""
-_REPEATABLE = {StoreData, StoreStatus, StoreACL, Fallocate, CopyRange, Sync, SetLock, CancelLock, ReleaseLock}
+_REPEATABLE = {
+    StoreData,
+    StoreStatus,
+    StoreACL,
+    SetVolumeStatus,
+    Fallocate,
+    CopyRange,
+    Sync,
+    SetLock,
+    CancelLock,
+    ReleaseLock,
+}
 """Calls that may be made again, whether or not they were carried out, by who does not know that they are repeated."""
 
 UNNUMBERED = Operation(0, 0, False)
@@ -200,6 +214,10 @@ class ServerSession:
 
     # Calls
 
+    def current_key(self) -> Key:
+        """Whose key what this task asks goes under."""
+        return current_key() or self.keys.for_upkeep(self._store or b"")
+
     async def call(
         self, request: Any, bulk: Piece | None = None, timeout_s: float | None = None, key: Key | None = None
     ) -> tuple[Any, bytes | None]:
@@ -217,7 +235,7 @@ class ServerSession:
             raise ServerUnavailable(f"{method.name}: {MAX_WAITING} calls wait for {self.address} already")
         self._next_call += 1
         number = self._next_call
-        key = key or current_key() or self.keys.for_upkeep(self._store or b"")
+        key = key or self.current_key()
         self._waiting[number] = began = self._now()
         try:
             with trio.move_on_after(self.timeout_s if timeout_s is None else timeout_s):

@@ -6,15 +6,15 @@ from promisefs_protocol.ids import Fid, Status
 
 from promisefs_client.data.contents import FileContents
 from promisefs_client.fuse.kernel_size import KernelSize
-from promisefs_client.identity.key import Key
+from promisefs_client.identity.key import Credentials, Key
 from promisefs_client.network.servers import Server
 
 from .volumes import Volume
 
 Version = tuple[int, int]
 
-Access = tuple[tuple[Key, int], ...]
-"""Pairs of a key and `Rights`, with SUPERUSER and OWNER. Thousands of vnodes share one."""
+Access = tuple[tuple[Credentials, int], ...]
+"""Pairs of credentials and `Rights`, with SUPERUSER and OWNER. Thousands of vnodes share one."""
 
 ROOT_INO = 1
 VOLUME_SHIFT = 40
@@ -82,7 +82,7 @@ class Vnode:
         self.ino = ino
         self.status = status
         self.promise_until = 0.0  # client's monotonic clock; 0: no promise
-        self.access: Access = ()  # what each key may do, as far as it is known; good as long as the promise
+        self.access: Access = ()  # who may do what, as far as it is known; good as long as the promise
         self.rights_of_anyone = 0  # the same of everybody
         self.openers: list[Key] = []  # of each handle, who opened it
         self.lookups = 0  # references the kernel holds
@@ -103,10 +103,10 @@ class Vnode:
         self.kernel_size = KernelSize()
         self.own_versions: set[int] = set()  # data versions our stores made, ahead of the label (replies out of order)
 
-    def rights_of(self, key: Key) -> int | None:
+    def rights_of(self, credentials: Credentials) -> int | None:
         """What the holder of a key may do, if the promise is good and this is known."""
         for who, rights in self.access:
-            if who is key:
+            if who is credentials:
                 return rights
         return None
 

@@ -41,7 +41,7 @@ from promisefs_protocol.rights import LOOKUP
 from promisefs_client.data.contents import FileContents, PageCache
 from promisefs_client.errors import FsError
 from promisefs_client.fuse.kernel_size import KernelSize
-from promisefs_client.identity.key import Key
+from promisefs_client.identity.key import Credentials
 from promisefs_client.network.servers import CallMark, Server
 
 from .open_mmaps import OpenMmaps
@@ -237,13 +237,13 @@ class VnodeTable:
             vnode.promise_until = until
             if tracing.on:
                 tracing.emit(Event.CB_PROMISE, fid=vnode.fid, server=volume.server.name, seconds=entry.promise_s)
-        if entry.promise_s and mark.key is not None:
+        if entry.promise_s and mark.credentials is not None:
             vnode.rights_of_anyone = entry.rights_of_anyone
-            if vnode.rights_of(mark.key) != entry.rights:
-                self._learn_rights(vnode, mark.key, entry.rights)
+            if vnode.rights_of(mark.credentials) != entry.rights:
+                self._learn_rights(vnode, mark.credentials, entry.rights)
 
-    def _learn_rights(self, vnode: Vnode, key: Key, rights: int) -> None:
-        access = ((key, rights), *(pair for pair in vnode.access if pair[0] is not key))[:MAX_KEYS_OF_VNODE]
+    def _learn_rights(self, vnode: Vnode, who: Credentials, rights: int) -> None:
+        access = ((who, rights), *(pair for pair in vnode.access if pair[0] is not who))[:MAX_KEYS_OF_VNODE]
         if len(self._accesses) >= MAX_ACCESSES:
             self._accesses.clear()
         vnode.access = self._accesses.setdefault(access, access)

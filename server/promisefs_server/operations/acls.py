@@ -13,7 +13,16 @@ from functools import partial
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
 from promisefs_protocol.ids import Fid, PromisedStatus
-from promisefs_protocol.messages import Changed, FetchACL, FetchACLReply, StatusReply, StoreACL
+from promisefs_protocol.messages import (
+    MAX_LIST,
+    Changed,
+    FetchACL,
+    FetchACLReply,
+    StatusReply,
+    StoreACL,
+    WhoAmI,
+    WhoAmIReply,
+)
 from promisefs_protocol.rights import MAX_ACL_ENTRIES, AclEntry, Rights
 from promisefs_protocol.transport import Reply
 
@@ -30,7 +39,7 @@ BREAK_STEP = 1000
 
 class AclOperations(Operations):
     def table(self) -> dict[type, Operation]:
-        return {FetchACL: self.fetch_acl, StoreACL: self.store_acl}
+        return {FetchACL: self.fetch_acl, StoreACL: self.store_acl, WhoAmI: self.who_am_i}
 
     def fetch_acl(self, caller: Caller, request: FetchACL, bulk: bytes | None) -> Reply:
         vnode = self._vnodes.get(request.fid)
@@ -44,6 +53,11 @@ class AclOperations(Operations):
 
     def _named(self, entries: Iterable[tuple[int, int]], *, negative: bool) -> list[AclEntry]:
         return [AclEntry(self._principals.name_of(who), rights, negative) for who, rights in entries]
+
+    def who_am_i(self, caller: Caller, request: WhoAmI, bulk: bytes | None) -> Reply:
+        identity = caller.identity
+        groups = sorted(self._principals.name_of(group) for group in identity.groups)
+        return WhoAmIReply(identity.user, identity.name, tuple(groups[:MAX_LIST])), None
 
     def store_acl(self, caller: Caller, request: StoreACL, bulk: bytes | None) -> Reply | Later:
         self.directory(caller, request.fid, Rights.ADMINISTER)
