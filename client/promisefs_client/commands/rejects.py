@@ -23,7 +23,7 @@ from promisefs_client.rejects.quarantine import KeptReject, default_directory, d
 from promisefs_client.rejects.reject import NoReject, Reject
 
 from .control_client import ask
-from .mounts import find_mount, list_mounts
+from .mounts import MountEntry, find_mount, list_mounts
 from .status_view import console, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -243,20 +243,22 @@ def discard_(ids: tuple[str, ...], directory: Path | None, everything: bool) -> 
 def _groups(directory: Path | None, mountpoint: str | None) -> list[Group]:
     source = None
     if mountpoint is not None:
-        entry = find_mount(mountpoint)
-        source = entry.source
-        places = [directory or Path(ask(entry, "status")["quarantine"])]
+        found = _quarantine_of(find_mount(mountpoint))
+        if found is None:
+            raise UserError(f"{mountpoint}: its process is of an older version and has no quarantine")
+        place, source = found
+        places = [directory or place]
     else:
         places = [directory] if directory else _usual_places()
     parts: dict[str, list[KeptReject]] = {}
     for place in places:
         try:
-            found, problems = kept_in(place)
+            kept_here, problems = kept_in(place)
         except OSError as error:
             raise UserError(f"{place}: {error.strerror}") from None
         for problem in problems:
             click.echo(f"promisefs: {printable(problem)}", err=True)
-        for kept in found:
+        for kept in kept_here:
             if source is None or kept.reject.source == source:
                 parts.setdefault(kept.reject.event, []).append(kept)
     return sorted((Group(tuple(group)) for group in parts.values()), key=lambda group: group.first.at_ns)
@@ -285,12 +287,31 @@ def _group(directory: Path | None, id: str) -> Group:
 def _path_now(group: Group) -> str:
     """Where the file was last known to be, on a mount of its source. Raise UserError."""
     first = group.first
-    mounts = [entry for entry in list_mounts() if entry.source == first.source and entry.root == "/"]
+    mounts = [entry for entry in list_mounts() if entry.root == "/" and _is_of(entry, first.source)]
     if not mounts:
         raise UserError(f"{first.source} is not mounted here: mount it, or name the file with --file")
     if "?" in first.path.split("/")[:1]:
         raise UserError("what the file is called was not known: --file names it")
     return mounts[0].mountpoint.rstrip("/") + first.path
+
+
+def _quarantine_of(entry: MountEntry) -> tuple[Path, str] | None:
+    """Where a mount keeps rejects, and of which source; None if its process is too old to say. Raise UserError."""
+    status = ask(entry, "status")
+    if "quarantine_source" not in status:
+        return None
+    return Path(status["quarantine"]), str(status["quarantine_source"])
+
+
+def _is_of(entry: MountEntry, source: str) -> bool:
+    """Whether it is a mount of that source, whatever it is called."""
+    if os.geteuid() not in (0, entry.owner):
+        return False
+    try:
+        found = _quarantine_of(entry)
+    except UserError:
+        return False
+    return found is not None and found[1] == source
 
 
 # Bytes

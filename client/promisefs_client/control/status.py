@@ -113,6 +113,7 @@ def mount_report(
         "files_lost": files.refuser.files_lost,
         "bytes_refused": files.refuser.bytes_refused,
         "quarantine": str(files.refuser.rejects.quarantine.directory),
+        "quarantine_source": files.refuser.rejects.source,
         "bytes_in_quarantine": files.refuser.rejects.bytes_kept,
         "quarantine_failures": files.refuser.rejects.failures,
         "bytes_voided": files.bytes_voided,

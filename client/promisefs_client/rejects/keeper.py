@@ -45,7 +45,8 @@ class RejectKeeper:
     def __init__(self, cell: Cell, quarantine: Quarantine, source: str) -> None:
         self._cell = cell
         self.quarantine = quarantine
-        self._source = source
+        self.source = source
+        """What was mounted, by which rejects are found again."""
         self.bytes_kept = 0
         """In the quarantine since the mount began, whatever became of them there."""
         self.failures = 0
@@ -63,7 +64,7 @@ class RejectKeeper:
         status = vnode.status
         uid = (key or self._cell.keys.own).uid
         reject = Reject(
-            event.name, self._source, event.path, str(vnode.fid), vnode.ino, uid, time.time_ns(), why.errno, str(why),
+            event.name, self.source, event.path, str(vnode.fid), vnode.ino, uid, time.time_ns(), why.errno, str(why),
             status.data_version, status.mtime_ns, tuple((offset, len(data)) for offset, data in pieces),
         )  # fmt: skip
         try:
