@@ -1,7 +1,8 @@
 """A cell in containers: a server and clients, each in a container with its own mounts and network.
 
-They share one network of their own, on which the server is called "server". All that is made carries LABEL, with the
-cell's name as its value, and ends with the cell.
+They share one network of their own, on which the server is called "server". Clients log in with a token of an
+administrator, which the server's container gives. All that is made carries LABEL, with the cell's name as its value,
+and ends with the cell.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ LABEL = "promisefs-ci"
 LEASE_S = 3.0
 MOUNTPOINT = "/mnt/promisefs"
 _STORE = "/var/lib/promisefs/store"
+_USER = "ci"
+_TOKEN = "/root/token"
+_MOUNT = f"promisefs login --server server --token-file {_TOKEN} && exec promisefs mount -f server {MOUNTPOINT}"
+"""What a client's container runs: the token is there before it starts."""
 _READY_S = 60.0
 _POLL_S = 0.1
 _TOOL_S = 60.0
@@ -113,9 +118,10 @@ class ContainerCell:
     def __enter__(self) -> ContainerCell:
         try:
             self.engine.run("network", "create", *self._label, self.name)
-            self._run("server", self._images.server, "serve", _STORE, "--listen", "0.0.0.0:7654", "--insecure",
-                      "--trust-everybody", "--lease", f"{LEASE_S:g}")  # fmt: skip
+            serve = ("serve", _STORE, "--listen", "0.0.0.0:7654", "--insecure", "--lease", f"{LEASE_S:g}")
+            self._make("run", "server", self._images.server, *serve)
             self._wait_until_ready("server", "promisefsd", "volume", "list", _STORE)
+            self._administer("users", "add", _STORE, _USER, "--no-password", "--admin")
         except BaseException:
             self.remove()
             raise
@@ -133,11 +139,23 @@ class ContainerCell:
         self._clients += 1
         name = f"client{self._clients}"
         container = self._container(name)
-        mount = ("mount", "-f", "server", MOUNTPOINT)
-        self._run(name, self._images.client, *mount, options=("--init", "--tmpfs", f"{MOUNTPOINT}:ro", *MAY_MOUNT))
-        self._wait_until_ready(name, "promisefs", "status", MOUNTPOINT)
+        options = ("--init", "--tmpfs", f"{MOUNTPOINT}:ro", *MAY_MOUNT, "--entrypoint", "sh")
+        self._make("create", name, self._images.client, "-c", _MOUNT, options=options)
+        self._give_token(container)
         self.engine.run("cp", self._images.program, f"{container}:/usr/local/bin/mmap_demo")
+        self.engine.run("start", container)
+        self._wait_until_ready(name, "promisefs", "status", MOUNTPOINT)
         return Client(self.engine, name, container)
+
+    def _give_token(self, container: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="promisefs-ci-") as directory:
+            token = Path(directory) / "token"
+            token.touch(0o600)
+            token.write_text(self._administer("users", "token", _STORE, _USER))
+            self.engine.run("cp", token, f"{container}:{_TOKEN}")
+
+    def _administer(self, *command: str) -> str:
+        return self.engine.run("exec", self._container("server"), "promisefsd", *command)
 
     def kill(self, name: str) -> None:
         self.engine.run("kill", "--signal", "KILL", self._container(name))
@@ -174,9 +192,11 @@ class ContainerCell:
     def _container(self, name: str) -> str:
         return f"{self.name}-{name}"
 
-    def _run(self, name: str, image: str, *command: str, options: tuple[str, ...] = ()) -> None:
+    def _make(self, how: str, name: str, image: str, *command: str, options: tuple[str, ...] = ()) -> None:
+        """`how` is "create", or "run" to start it, too."""
         place = ("--name", self._container(name), "--network", self.name, "--network-alias", name)
-        self.engine.run("run", "--detach", *self._label, *place, *options, image, *command)
+        detached = ("--detach",) if how == "run" else ()
+        self.engine.run(how, *detached, *self._label, *place, *options, image, *command)
 
     def _wait_until_ready(self, name: str, *question: str) -> None:
         deadline = time.monotonic() + _READY_S
