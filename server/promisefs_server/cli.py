@@ -27,6 +27,7 @@ from promisefs_protocol.observe import exposition, logs
 from promisefs_protocol.observe.logs import LogFormat
 from promisefs_protocol.observe.metrics import encoded
 
+from .commands.backup import backup
 from .commands.cert import cert
 from .commands.check import check
 from .commands.failures import reported
@@ -62,6 +63,7 @@ def main() -> None:
 main.add_command(top)
 main.add_command(install_man("promisefsd", main))
 main.add_command(volume)
+main.add_command(backup)
 main.add_command(check)
 main.add_command(users)
 main.add_command(cert)

@@ -12,13 +12,16 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import trio
 
+from .deletion_hold import are_deletions_held
 from .store import Store
 
 log = logging.getLogger(__name__)
 
 MAX_PENDING = 10_000
-"""Beyond this, removals wait until some are done."""
+"""Beyond this, removals wait until some are done; not while a backup holds deletions."""
 BATCH = 256
+HOLD_POLL_S = 1.0
+"""How often it is looked whether a backup still holds deletions."""
 GATHER_S = 0.2
 """Deletions wait so long for others to go with them, since each batch syncs the WAL."""
 
@@ -46,7 +49,7 @@ class Deletions:
 
     @property
     def has_room(self) -> bool:
-        return len(self._pending) < MAX_PENDING
+        return len(self._pending) < MAX_PENDING or are_deletions_held(self._store.folder)
 
     async def wait_room(self) -> None:
         while not self.has_room:
@@ -58,6 +61,8 @@ class Deletions:
             await self._wake.wait()
             self._wake = trio.Event()
             await trio.sleep(GATHER_S)
+            while are_deletions_held(self._store.folder):  # noqa: ASYNC110 (another process does)
+                await trio.sleep(HOLD_POLL_S)
             await self.finish()
 
     async def finish(self) -> None:

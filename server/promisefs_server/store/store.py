@@ -32,6 +32,7 @@ from .acls import Acls, forget_unused
 from .ballast import BALLAST_NAME, Ballast
 from .database import DATABASE_NAME, Database, described, is_full
 from .datafiles import DataFiles
+from .deletion_hold import HOLD_NAME
 from .directories import Directories
 from .host_records import HostRecords
 from .membership import ALONE, Membership
@@ -45,7 +46,15 @@ LOCK_NAME = "lock"
 SKIPPED_VNODES = 1 << 20
 """Vnode numbers left out after an unclean start. They are below 2**40, so a million such starts can be afforded."""
 DATA_NAME = "data"
-OWN_NAMES = identity_file.OWN_NAMES | {DATABASE_NAME, LOCK_NAME, DATA_NAME, STATE_NAME, BALLAST_NAME, CONTROL_NAME}
+OWN_NAMES = identity_file.OWN_NAMES | {
+    DATABASE_NAME,
+    LOCK_NAME,
+    DATA_NAME,
+    STATE_NAME,
+    BALLAST_NAME,
+    CONTROL_NAME,
+    HOLD_NAME,
+}
 _UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
