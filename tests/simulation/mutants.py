@@ -314,19 +314,6 @@ def _() -> Sequence[AbstractContextManager[Any]]:
     return [patch.object(FileContents, "refused", refused)]
 
 
-@mutant(
-    "refused-without-twins", "what the kernel writes back of a page with refused bytes is compared", 1000, "refusals"
-)
-def _() -> Sequence[AbstractContextManager[Any]]:
-    original = FileContents.refused
-
-    def refused(self: FileContents, extent: Any) -> None:
-        with patch.object(FileContents, "keep_twins", lambda self: 0):
-            original(self, extent)
-
-    return [patch.object(FileContents, "refused", refused)]
-
-
 @mutant("refusal-swallowed", "fsync, msync or close tell of what was refused", 100, "refusals")
 def _() -> Sequence[AbstractContextManager[Any]]:
     return [patch.object(Refusals, "note", lambda self, key, refusal: None)]
@@ -352,14 +339,6 @@ def _() -> Sequence[AbstractContextManager[Any]]:
         return
 
     return [patch.object(KeptInMemory, "keep", keep)]
-
-
-@mutant("size-not-wound-back", "a kernel is told that a file is shorter without what was refused", 1000, "refusals")
-def _() -> Sequence[AbstractContextManager[Any]]:
-    async def correct_size(cell: Cell, vnode: Any) -> None:
-        return
-
-    return [patch("promisefs_client.data.refusing.correct_size", correct_size)]
 
 
 # Names

@@ -73,7 +73,7 @@ def lost_break(scene: Scene) -> None:
 
 def fetch_amid_store(scene: Scene) -> None:
     """Files are read for the first time while each is stored; then the break is lost, and nobody stores again."""
-    for name in scene.random.sample(NAMES, 4):
+    for name in scene.random.sample(NAMES, 3):
         making = [Step("create", (name,), 0.0), Step("write", (0, FILE_BYTES, scene.value + 1), 0.0)]
         scene.value += 1
         scene.process(WRITER, making, Step("fsync", (), 0.0), scene.publish(BEGIN_S))
@@ -106,7 +106,7 @@ def cut_mapping(scene: Scene) -> None:
 
 def first_look(scene: Scene) -> None:
     """A kernel meets a file, again and again, while another client changes its mode and its size."""
-    looks = [Step("stat", (scene.file,), 0.05) for _ in range(16)]
+    looks = [Step("stat", (scene.file,), 0.05) for _ in range(14)]
     scene.process(READER, scene.after(BEGIN_S, "stat", scene.file), looks)
     changes = [scene.after(0.1, "chmod", scene.file, 0o600 + i) for i in range(8)]
     scene.process(WRITER, scene.open(), scene.publish(BEGIN_S - 0.1), changes)

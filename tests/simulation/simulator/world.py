@@ -9,6 +9,7 @@ Threads run inline, between two waits of random length: what they do is atomic, 
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import random
@@ -152,6 +153,8 @@ def simulated(seed: int) -> Iterator[World]:
     """Make this process follow from the seed within the block."""
     world = World(seed)
     trio_run._r.seed(seed)
+    collects = gc.isenabled()
+    gc.disable()  # when it would finalize something depends on what ran before, and it takes time
     with (
         patch.object(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
         patch.object(trio.to_thread, "run_sync", world.run_in_thread),
@@ -162,4 +165,8 @@ def simulated(seed: int) -> Iterator[World]:
         patch.object(pyfuse3, "readdir_reply", _readdir_reply),
         patch.object(DataFile, "read_cached", _sometimes_cached(world)),
     ):
-        yield world
+        try:
+            yield world
+        finally:
+            if collects:
+                gc.enable()
