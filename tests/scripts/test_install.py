@@ -107,9 +107,10 @@ def test_units_are_understood(unit: str, tmp_path: Path) -> None:
 
 
 def test_what_the_page_shows_of_configuration_files_is_accepted(tmp_path: Path) -> None:
-    shown = re.search(r"^    directory = .*\n    lease = .*\n", PAGE, re.MULTILINE)
+    shown = re.search(r"^    directory = .*\n(?:    [\w-]+ = .*\n)+", PAGE, re.MULTILINE)
     assert shown
     file = tmp_path / "server.toml"
     file.write_text("\n".join(line.strip() for line in shown[0].splitlines()) + "\n")
     printed = tomllib.loads(run("promisefsd", "serve", "--config", file, "--print-config"))
     assert printed["directory"] == "/var/lib/promisefs/store" and printed["lease"] == 15
+    assert printed["tls-cert"] == "/etc/promisefs/tls/server.pem"
