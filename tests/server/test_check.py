@@ -278,6 +278,15 @@ def test_an_interrupted_repair_has_changed_nothing(store: Path, monkeypatch: pyt
     assert "file-unreachable" in names(check(store))
 
 
+def test_a_repair_is_not_bound_by_a_quota(store: Path) -> None:
+    """It may have to make lost+found, which takes room."""
+    sql("UPDATE volumes SET quota = 1", f"DELETE FROM entries WHERE vnode = {V | 2}")(store)
+    repair(store)
+    assert check(store).is_sound
+    with closing(sqlite3.connect(store / "store.sqlite")) as database:
+        assert set(database.execute("SELECT quota FROM volumes")) == {(1,)}
+
+
 async def test_clients_go_by_nothing_that_they_knew_before_a_repair(store: Path) -> None:
     sql(f"UPDATE vnodes SET nlink = 7 WHERE vnode = {V | 2}")(store)
     async with running_cell(store) as cell:

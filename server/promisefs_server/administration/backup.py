@@ -93,6 +93,7 @@ def _copy_files(
 ) -> None:
     rows = copy.execute(_FILES).fetchall()
     copy.execute("BEGIN")
+    copy.execute(salvager.NO_QUOTAS)
     for done, (key, size) in enumerate(rows):
         progress(done, len(rows))
         row = _copy_file(live, source.path(key), target.path(key), key, size)
@@ -105,6 +106,7 @@ def _copy_files(
             )
         else:
             copy.execute(f"UPDATE vnodes SET ({_ROW}) = (?, ?, ?, ?, ?) WHERE vnode = ?", (*row, key))
+    copy.execute(salvager.NO_QUOTAS)
     copy.execute("UPDATE store SET clean = 0")
     copy.execute("COMMIT")
     progress(len(rows), len(rows))

@@ -28,6 +28,8 @@ from .tree_rules import TreeRules, names_of_nothing
 
 COPY_SUFFIX = ".before-repair"
 SECOND_LOOK_S = 1.0
+NO_QUOTAS = "UPDATE volumes SET quota = -quota"
+"""Before and after changes that no quota may prevent, in their transaction: the database enforces positive ones."""
 
 Group = Callable[[], Iterable[Finding]]
 """Rules that are looked at together."""
@@ -66,12 +68,14 @@ def repair(store: Store) -> Report:
     callback_state.forget(store.folder)
     report = Report()
     with database.transaction():
+        database.execute(NO_QUOTAS)
         for group in _groups(database.connection, store.files, clean=store.was_clean):
             for finding in list(group()):
                 report.add(finding.problem)
                 for sql, values in finding.repair:
                     database.execute(sql, values)
         database.execute("UPDATE volumes SET incarnation = incarnation + 1")
+        database.execute(NO_QUOTAS)
     return report
 
 
