@@ -9,7 +9,7 @@ from typing import Any
 import pyfuse3
 import pytest
 from client_mount import ClientMount, ScriptedSession, new_file, running_world
-from promisefs_client.identity.key import Key, acting_with, current_key
+from promisefs_client.identity.key import Key, Keyring, UserToken, acting_with, current_key
 from promisefs_protocol.messages import FetchData, Lookup, StoreData
 
 
@@ -65,6 +65,51 @@ async def test_an_open_file_pins_the_key_of_its_opener(tmp_path: Path, keys_used
             await mount.operations.write(other, 0, b"changed")
             await mount.operations.fsync(other, False)
         assert keys_used[StoreData] is mount.cell.keys.of(77)
+
+
+STORE, OTHER = b"s" * 16, b"o" * 16
+
+
+def token_as(user: int, token: bytes = b"token") -> UserToken:
+    return UserToken(token, user, f"user{user}", "serial", "host:1", 2**40)
+
+
+def test_a_fresh_token_goes_into_the_key_and_another_user_is_another_key() -> None:
+    keys = Keyring(0, lambda *_: None)
+    keys.log_in(5, STORE, token_as(1, b"old"))
+    alices = keys.of(5)
+    keys.log_in(5, STORE, token_as(1, b"new"))
+    assert keys.of(5) is alices and alices.token_for(STORE) == b"new"
+    keys.log_in(5, STORE, token_as(2, b"bobs"))
+    assert keys.of(5) is not alices
+    assert alices.token_for(STORE) == b"new" and keys.of(5).token_for(STORE) == b"bobs"
+    assert keys.of(6).token_for(STORE) is None and keys.of(5).token_for(OTHER) is None
+
+
+def test_who_runs_a_server_is_that_unless_logged_in_and_again_after_logging_out() -> None:
+    runs = [b"run 1", b"run 2"]
+    keys = Keyring(0, lambda *_: runs[0])
+    stream: Any = None
+    keys.connected(STORE, stream, "host:1")
+    before = keys.own
+    keys.log_in(0, STORE, token_as(1))
+    as_user = keys.own
+    keys.log_out(0)
+    assert as_user.token_for(STORE) is None, "not what was opened as the user"
+    assert keys.own.token_for(STORE) == before.token_for(STORE) == b"run 1"
+    del runs[0]
+    keys.connected(STORE, stream, "host:1")
+    assert keys.own.token_for(STORE) == before.token_for(STORE) == b"run 2"
+    assert keys.log_out(0) == [] and before.token_for(STORE) == b"run 2"
+
+
+def test_a_saved_token_is_given_only_where_it_was_got() -> None:
+    keys = Keyring(0, lambda *_: None, lambda store: token_as(1))
+    stream: Any = None
+    keys.connected(STORE, stream, "elsewhere:1")
+    assert keys.own.token_for(STORE) is None
+    keys.connected(STORE, stream, "host:1")
+    assert keys.own.token_for(STORE) == b"token"
 
 
 async def test_what_nobody_asked_for_goes_under_the_key_of_the_mount(

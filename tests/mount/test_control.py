@@ -378,7 +378,7 @@ def test_a_mount_of_another_user(make_cell: MakeCell) -> None:
 
     These users may read everything: Python may be installed where only root can reach it.
     """
-    cell = make_cell(mounts=0)
+    cell = make_cell(mounts=0, server_options=("--trust-everybody",))
     with ExitStack() as stack:
         place = Path(tempfile.mkdtemp(prefix="promisefs-test-", dir="/tmp"))
         stack.callback(place.rmdir)

@@ -72,7 +72,7 @@ class ControlServer:
         async with listener, trio.open_nursery() as nursery:
             while True:
                 await slots.acquire()
-                nursery.start_soon(self._serve_one, await self._accept(listener), slots)
+                nursery.start_soon(self._serve_one, await self._accept(listener), slots, bound.shared)
 
     @staticmethod
     async def _accept(listener: trio.SocketListener) -> trio.SocketStream:
@@ -83,10 +83,10 @@ class ControlServer:
                 log.warning("control: %s", error)
                 await trio.sleep(ACCEPT_RETRY_S)
 
-    async def _serve_one(self, stream: trio.SocketStream, slots: trio.Semaphore) -> None:
+    async def _serve_one(self, stream: trio.SocketStream, slots: trio.Semaphore, shared: bool) -> None:
         try:
             async with stream:
-                await self._answer(stream)
+                await self._answer(stream, shared)
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("control: who asked went away: %r", error)
         except Exception:
@@ -94,9 +94,12 @@ class ControlServer:
         finally:
             slots.release()
 
-    async def _answer(self, stream: trio.SocketStream) -> None:
+    async def _answer(self, stream: trio.SocketStream, shared: bool) -> None:
         peer = peer_of(stream.socket)  # type: ignore[arg-type]  # trio's has getsockopt, too
         mine = peer.uid in (0, os.geteuid())
+        if not mine and not shared:
+            log.warning("control: process %d of uid %d may not ask", peer.pid, peer.uid)
+            return
         commands: dict[str, Command] = {
             name: partial(command, peer.uid) for name, command in self.user_commands.items()
         }

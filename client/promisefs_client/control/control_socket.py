@@ -76,6 +76,7 @@ class BoundSocket:
         self._device = device
         self._owner = os.geteuid()
         problems: list[str] = []
+        self.shared = shared
         self._open = opened_shared if shared else opened
         for directory in [shared_directory(self._owner)] if shared else directories(self._owner):
             try:

@@ -158,9 +158,11 @@ class Keyring:
         """Forget a user's tokens. What is open is not used in their name any more. Return them."""
         old = self.of(uid)
         gone = list(old.tokens.values())
-        self._replace(uid).tokens.clear()
-        old.tokens.clear()
-        old.changed()
+        if gone:
+            self._replace(uid).tokens.clear()
+            old.tokens.clear()
+            old.local = {}  # what was opened as somebody must not go on as whoever runs the server
+            old.changed()
         return gone
 
     def note_expired(self, now_s: float) -> None:
@@ -175,7 +177,7 @@ class Keyring:
         old = self._keys.pop(uid)
         key = self.of(uid)
         key.tokens |= old.tokens
-        key.local |= old.local
+        key.local = old.local  # one for all, for each run of a server brings another token
         return key
 
     def all_tokens(self) -> Iterator[UserToken]:
