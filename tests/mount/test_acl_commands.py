@@ -119,3 +119,17 @@ def test_flush_and_checkservers(make_cell: MakeCell) -> None:
         f"These servers unavailable due to network or server problems: 127.0.0.1:{cell.servers[0].port}.\n"
     )
     cell.start_server("--lease", "2")
+
+
+def test_who_one_is_and_quotas(cell: View) -> None:
+    a, b = cell.both
+    assert done("whoami", a) == ["local (0), in system:administrators, system:anyuser, system:authuser"]
+    try:
+        done("setquota", a, "2T")
+        heading, line = done("listquota", b)
+        assert heading.split() == ["Volume", "Name", "Quota", "Used", "%Used", "Partition"]
+        assert line.split()[:2] == ["root", str(2 << 30)] and line.split()[3] == "0%"
+    finally:
+        done("setquota", a, "0")
+    assert done("lq", b)[1].split()[:3] == ["root", "no", "limit"]
+    assert fs("setquota", a, "much").returncode == USAGE
