@@ -52,9 +52,9 @@ async def test_the_names_of_what_status_says_stay(mount: ClientMount) -> None:
     state = report(mount)
     assert set(state) >= set(NAMES.split())
     assert set(state["servers"][0]) >= set(OF_A_SERVER.split())
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/observing.md").read_text()
     for name in ("early_acks", "overdue", "leases_lost", "waiting", "timeouts", "files_lost", "closes_owed"):
-        assert f"`{name}`" in readme
+        assert f"`{name}`" in page
 
 
 async def test_a_lost_lease_is_counted(world: World) -> None:
