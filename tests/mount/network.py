@@ -179,7 +179,7 @@ class NetworkCell(Cell):
         return self._namespaces[name].prefix
 
     def start_server(self, *options: str, number: int = 0) -> None:
-        super().start_server("--insecure", *options, number=number)
+        super().start_server("--insecure", "--trust-everybody", *options, number=number)
 
     def down(self) -> list[str]:
         for link in self.links.values():

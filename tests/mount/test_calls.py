@@ -209,10 +209,7 @@ os.close(fd)
 
 
 def test_appenders_on_both_mounts_at_the_same_time(make_cell: MakeCell) -> None:
-    """Two processes on each mount: every byte is there, once, and those of one process are in its order.
-
-    One write(2) may be torn: the kernel makes two WRITEs of one that crosses a page.
-    """
+    """Two processes on each mount: every write is there, once, in one piece, and those of one process in its order."""
     cell = make_cell(server_options=["--lease", "60"], mount_options="ack_wait=20")
     views = [cell.mountpoint("m1"), cell.mountpoint("m2")]
     (views[0] / "log").touch()
@@ -224,13 +221,53 @@ def test_appenders_on_both_mounts_at_the_same_time(make_cell: MakeCell) -> None:
     assert [process.wait(100) for process in processes] == [0] * len(processes)
     content = (views[0] / "log").read_bytes()
     assert content == (views[1] / "log").read_bytes()
-    for number in range(len(processes)):
-        expected = b"".join(
-            bytes(number << 5 | (step + i) % 32 for i in range(1 + step * 37 % 300)) for step in range(writes)
-        )
-        assert bytes(byte for byte in content if byte >> 5 == number) == expected
+    steps, at = [0] * len(processes), 0
+    while at < len(content):
+        number = content[at] >> 5
+        step = steps[number]
+        data = bytes(number << 5 | (step + i) % 32 for i in range(1 + step * 37 % 300))
+        assert content[at : at + len(data)] == data, f"write {step} of {number} at {at} is torn"
+        steps[number], at = step + 1, at + len(data)
+    assert steps == [writes] * len(processes)
     early_acks = [int(status_of(view)["early_acks"]) for view in views]
     assert early_acks == [0, 0], "a WRITE that waits for the server held up an acknowledgement"
+
+
+_READER = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+while True:
+    os.pread(fd, 1 << 16, 0)
+"""
+
+_MAPPING_APPENDER = """
+import ctypes, mmap, os, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+mapped = os.open(sys.argv[1], os.O_RDONLY)
+# Beyond the end, so that nothing is asked of the file again: mmap.mmap would ask for its size.
+address = libc.mmap(None, 1 << 16, mmap.PROT_READ, mmap.MAP_SHARED, mapped, 0)
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+end = 1
+for step in range(1, 400):
+    data = bytes([step % 255 + 1]) * (step % 90 + 1)
+    os.write(fd, data)
+    assert ctypes.string_at(address + end, len(data)) == data, step
+    end += len(data)
+"""
+
+
+def test_what_was_appended_is_seen_at_once_in_a_mapping(cell: View) -> None:
+    """Appending leaves the kernel's pages alone; who reads meanwhile fills them, with zeros behind the end that was."""
+    path = cell.a / "log"
+    path.write_bytes(b"x")
+    reader = subprocess.Popen([sys.executable, "-S", "-c", _READER, path])
+    try:
+        run(sys.executable, "-S", "-c", _MAPPING_APPENDER, path)
+    finally:
+        reader.kill()
+        reader.wait(10)
 
 
 # What the kernel need not ask for

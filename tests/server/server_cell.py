@@ -281,6 +281,14 @@ class Pending:
             self.error = error
         self.done = True
 
+    async def wait_done(self) -> None:
+        """What it waits for may be done in a thread, which gets the processor when it gets it."""
+        for _ in range(1000):
+            if self.done:
+                return
+            await settled()
+        raise AssertionError("the call does not end")
+
 
 @asynccontextmanager
 async def in_background(awaitable: Awaitable[Any]) -> AsyncIterator[Pending]:

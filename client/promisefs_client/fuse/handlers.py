@@ -104,7 +104,16 @@ def _errno_for(error: Exception, name: str) -> int:
 
 
 class _OpenFile:
-    __slots__ = ("is_appending", "keeps_privileges", "key", "readahead", "reads_and_writes", "vnode", "writer")
+    __slots__ = (
+        "bypasses_pages",
+        "is_appending",
+        "keeps_privileges",
+        "key",
+        "readahead",
+        "reads_and_writes",
+        "vnode",
+        "writer",
+    )
 
     def __init__(self, vnode: Vnode, flags: int, uid: int, key: Key, writer: Writer | None) -> None:
         self.vnode = vnode
@@ -112,6 +121,9 @@ class _OpenFile:
         self.writer = writer  # present iff it may be written through
         self.is_appending = bool(flags & os.O_APPEND) and flags & os.O_ACCMODE != os.O_RDONLY
         self.reads_and_writes = flags & os.O_ACCMODE == os.O_RDWR
+        # Through its pages the kernel makes several WRITEs of one write(2) that begins in a page that it does not have
+        # (fuse_fill_write_pages), and another mount may append between them. It cannot be mapped, so needs no pages.
+        self.bypasses_pages = self.is_appending and not self.reads_and_writes
         self.keeps_privileges = keeps_privileges(uid)
         self.readahead = Readahead()
 
@@ -417,7 +429,7 @@ class Operations(pyfuse3.Operations):
         vnode.read_write_opens += file.reads_and_writes
         vnode.append_opens += file.is_appending
         self._table.open_mmaps.opened(vnode, handle)
-        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True, direct_io=file.bypasses_pages)
 
     @handler
     async def create(
@@ -471,6 +483,9 @@ class Operations(pyfuse3.Operations):
             # The kernel's idea of the end may be from before another mount appended.
             if await self._files.append(vnode, buf, file.writer) != off:
                 self._cell.start(self._correct_end, vnode, kernels_end)
+            if file.bypasses_pages and vnode.opens > 1:
+                # Whoever read the last page meanwhile has zeros behind the end that was.
+                await self._cell.drop([KernelWork(vnode.ino, True, False, 0)])
             vnode.kernel_size.reaches(kernels_end)
             self._counters.written_bytes += len(buf)
             return len(buf)
