@@ -103,6 +103,16 @@ def test_who_runs_a_server_is_that_unless_logged_in_and_again_after_logging_out(
     assert keys.log_out(0) == [] and before.token_for(STORE) == b"run 2"
 
 
+def test_a_token_that_was_got_over_tls_is_not_sent_without() -> None:
+    over_tls = token_as(1)._replace(tls=True)
+    assert over_tls.may_go_to("host:1", True) and not over_tls.may_go_to("host:1", False)
+    assert token_as(1).may_go_to("host:1", False) and token_as(1).may_go_to("host:1", True)
+    keys = Keyring(0, lambda *_: None, lambda store: over_tls)
+    stream: Any = None
+    keys.connected(STORE, stream, "host:1")
+    assert keys.own.token_for(STORE) is None
+
+
 def test_a_saved_token_is_given_only_where_it_was_got() -> None:
     keys = Keyring(0, lambda *_: None, lambda store: token_as(1))
     stream: Any = None

@@ -118,7 +118,7 @@ async def _log_in(server: ServerMeant, user: str, password: str, lifetime_s: int
     async with commands_session(*server) as session:
         issued: IssuedToken = await session.call(Login(user, password, lifetime_s))
         return session.store, UserToken(
-            issued.token, issued.user, issued.name, issued.serial, str(server.address), issued.expires_s
+            issued.token, issued.user, issued.name, issued.serial, str(server.address), issued.expires_s, session.tls
         )
     raise AssertionError("the session raises")
 
@@ -126,7 +126,7 @@ async def _log_in(server: ServerMeant, user: str, password: str, lifetime_s: int
 async def _check(server: ServerMeant, token: bytes) -> tuple[bytes, UserToken]:
     async with commands_session(*server) as session:
         who = await session.call(Present(token))
-        return session.store, UserToken(token, who.user, who.name, "", str(server.address), who.expires_s)
+        return session.store, UserToken(token, who.user, who.name, "", str(server.address), who.expires_s, session.tls)
     raise AssertionError("the session raises")
 
 

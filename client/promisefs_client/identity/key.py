@@ -29,6 +29,11 @@ class UserToken(NamedTuple):
     serial: str
     server: str  # the address that it was got from, and is given to
     expires_s: int
+    tls: bool = False  # it was got over TLS, and goes nowhere else
+
+    def may_go_to(self, address: str, tls: bool) -> bool:
+        """Whether the server at that address, over TLS or not, may be given it."""
+        return self.server == address and (tls or not self.tls)
 
     def __repr__(self) -> str:
         return f"UserToken(..., {self.name!r} at {self.server})"
@@ -126,7 +131,7 @@ class Keyring:
     def connected(self, store: bytes, stream: trio.abc.Stream, address: str) -> None:
         """A connection to a server begins: take what its owner has for it, as who runs it and as who has logged in."""
         saved = self._saved_token(store)
-        if saved is not None and saved.server == address:
+        if saved is not None and saved.may_go_to(address, isinstance(stream, trio.SSLStream)):
             self.log_in(self.owner, store, saved)
         token = self._local_token(store, stream)
         if token == self.own.local.get(store):

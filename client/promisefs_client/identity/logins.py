@@ -44,7 +44,8 @@ class Logins:
         """Take a token in. Return whether it is for a server of this mount."""
         store, token = _read(args)
         accepted = any(
-            session.store == store and str(session.address) == token.server for session in self._cell.sessions.values()
+            session.store == store and token.may_go_to(str(session.address), self._options.tls)
+            for session in self._cell.sessions.values()
         )
         if accepted:
             self._cell.keys.log_in(uid, store, token)
@@ -79,7 +80,7 @@ def _read(args: dict[str, Any]) -> tuple[bytes, UserToken]:
         store, token = bytes.fromhex(args["store"]), str(args["token"])
         found = UserToken(
             token.encode(), int(args["user"]), str(args["name"]), str(args["serial"]), str(args["server"]),
-            int(args["expires_s"]),
+            int(args["expires_s"]), bool(args["tls"]),
         )  # fmt: skip
     except (KeyError, ValueError, TypeError):
         raise UserError("the request was not understood", ExitCode.USAGE) from None

@@ -2,7 +2,7 @@
 
 One file for each server, `token-STORE` in the user's runtime directory, which nobody else can use and which goes with
 the session or the machine, as tickets do. A token is given only to the address that it was got from, besides the store
-that it is for: a stranger could say that they are that store.
+that it is for: a stranger could say that they are that store. One that was got over TLS is never sent without.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _load(store: bytes) -> UserToken | None:
                 said = json.loads(content)
                 return UserToken(
                     str(said["token"]).encode(), int(said["user"]), str(said["name"]), str(said["serial"]),
-                    str(said["server"]), int(said["expires_s"]),
+                    str(said["server"]), int(said["expires_s"]), bool(said["tls"]),
                 )  # fmt: skip
     return None
 

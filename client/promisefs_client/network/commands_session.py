@@ -29,9 +29,10 @@ ANSWER_WAIT_S = 30.0
 class CommandsSession:
     """An open connection. `call` makes calls under the user's token, if there is one."""
 
-    def __init__(self, peer: Peer, address: Address, store: bytes) -> None:
+    def __init__(self, peer: Peer, address: Address, store: bytes, tls: bool) -> None:
         self.address = address
         self.store = store
+        self.tls = tls
         self._peer = peer
         self.own_token: bytes | None = None
         """That of whoever runs this command: saved by a login, or of a server that they run."""
@@ -65,12 +66,12 @@ async def commands_session(address: Address, dial: Dial) -> AsyncIterator[Comman
             stream = await _connect(address, dial)
             peer = Peer(stream, _serve_nothing, f"server {address}")
             nursery.start_soon(peer.run)
-            session = CommandsSession(peer, address, b"")
+            session = CommandsSession(peer, address, b"", isinstance(stream, trio.SSLStream))
             description = f"{socket.gethostname()}: command of uid {os.geteuid()}"
             hello = Hello("promisefs", PROTOCOL_VERSION, PROTOCOL_VERSION, bytes(16), Role.COMMANDS, description)
             session.store = (await session.call(hello)).server
             token = saved(session.store)
-            if token is not None and token.server == str(address):
+            if token is not None and token.may_go_to(str(address), session.tls):
                 session.own_token = token.token
             else:
                 session.own_token = local_token(session.store, stream)
