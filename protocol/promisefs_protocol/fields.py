@@ -8,6 +8,7 @@ what msgpack unpacked into T or raises `FieldError`. Understood: int, bool, byte
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from collections.abc import Callable
@@ -143,14 +144,15 @@ def _pair_decoder(decoders: tuple[Decoder, ...]) -> Decoder:
     return decode
 
 
-def _message_decoder(cls: type) -> Decoder:
+@functools.cache
+def _message_decoder(cls: Any) -> Decoder:
     """Write the decoder's code out for this class and compile it, as `dataclasses` does.
 
     Calling a function for each integer of a status would be most of the work of a listing: integers are checked where
     they are, and what does not fit is given to the field's own decoder, which says what is wrong with it.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
-    names: tuple[str, ...] = cls._fields  # type: ignore[attr-defined]
+    names: tuple[str, ...] = cls._fields
     unpacked = "".join(f"f{position}, " for position in range(len(names)))
     known: dict[str, Any] = {"cls": cls, "new": tuple.__new__, "refuse": _not_an_array_for, "FieldError": FieldError}
     lines = ["def decode(value):", f"    if type(value) is not tuple or len(value) != {len(names)}: refuse(cls, value)"]
@@ -218,4 +220,5 @@ def _decoder_of(hint: Any) -> Decoder:
 
 def decoder(cls: type[T]) -> Callable[[object], T]:
     """Build the function that checks and converts an unpacked array into `cls`."""
-    return _message_decoder(cls)
+    hint: Any = cls  # mypy takes type[T] for nothing that can be hashed
+    return _message_decoder(hint)
