@@ -484,8 +484,8 @@ class Operations(pyfuse3.Operations):
             if await self._files.append(vnode, buf, file.writer) != off:
                 self._cell.start(self._correct_end, vnode, kernels_end)
             if file.bypasses_pages and vnode.opens > 1:
-                # Whoever read the last page meanwhile has zeros behind the end that was.
-                await self._cell.drop([KernelWork(vnode.ino, True, False, 0)])
+                # Whoever read the last page meanwhile may have zeros behind the end that was.
+                self._cell.drop_pages_later(vnode)
             vnode.kernel_size.reaches(kernels_end)
             self._counters.written_bytes += len(buf)
             return len(buf)
