@@ -292,8 +292,9 @@ class Mount:
                 await trio.sleep(1.0)
         left, vnodes = self._pages.dirty_bytes, self._files.dirty_vnodes()
         if left and not quietly:
-            lost = left - await self._files.refuser.keep_unstored(vnodes, "the mount ended before it was stored")
-            fate = f"{lost} of them are lost" if lost > 0 else "kept, see 'promisefs rejects list'"
+            await self._files.refuser.keep_unstored(vnodes, "the mount ended before it was stored")
+            lost = self._pages.dirty_bytes
+            fate = f"{lost} of them are lost" if lost else "kept, see 'promisefs rejects list'"
             raise UserError(
                 f"{left} bytes in {len(vnodes)} files could not be stored at {self._source.where}: {fate}",
                 ExitCode.BUSY,

@@ -141,17 +141,6 @@ def test_umount_of_what_cannot_be_stored(make_cell: MakeCell) -> None:
     assert forced.returncode == 0, forced
     assert not mounts.fuse_mount_at(root)
     assert ended(pid)
-    # The bytes are kept, and can be brought back.
-    cell.start_server(*LEASE)
-    (reject,) = json.loads(run("rejects", "list", "--dir", cell.rejects, "--json").stdout)
-    assert (reject["path"], reject["bytes"], reject["ranges"]) == ("/f", 8, [[0, 8]])
-    cell.mount("m1")
-    assert (root / "f").read_bytes() == b""
-    assert "precious" in run("rejects", "show", reject["id"]).stdout
-    restored = run("rejects", "restore", reject["id"])
-    assert restored.returncode == 0, restored
-    assert (root / "f").read_bytes() == b"precious"
-    assert json.loads(run("rejects", "list", root, "--json").stdout) == []
 
 
 def test_what_needs_no_server_goes_on_while_hundreds_wait(make_cell: MakeCell) -> None:

@@ -385,10 +385,6 @@ class FileContents:
         self._cache.dirty_bytes += self._dirty.size_bytes - before
         return extent
 
-    def on_their_way(self) -> list[StoreExtent]:
-        """What stores carry at this moment."""
-        return self._storing.on_their_way()
-
     def take_dirty(self, max_bytes: int) -> StoreExtent | None:
         """Remove the first extent that is not on its way: it is to be thrown away."""
         before = self._dirty.size_bytes

@@ -162,9 +162,6 @@ class StoringBytes(_Layer):
         del self._extents[extent.offset]
         self.size_bytes -= extent.length
 
-    def on_their_way(self) -> list[StoreExtent]:
-        return list(self._on_their_way)
-
     def is_others(self, start: int, end: int, key: Key | None) -> bool:
         """Whether some of the range is on its way under another key."""
         return any(e.key != key and e.offset < end and start < e.end for e in self._on_their_way)

@@ -8,7 +8,6 @@ were stored, that were written meanwhile, or under another key stay as they are.
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 
 import trio
 from promisefs_protocol.abort import AbortCode, Aborted
@@ -102,19 +101,12 @@ class Refuser:
                 await state.shown.wait()
 
     async def keep_unstored(self, vnodes: list[Vnode], why: str) -> int:
-        """The mount ends: put what could not be stored into the quarantine. Return how many bytes that worked for.
-
-        What stores carry that still wait for the server is kept, too: their mount will not see how they end.
-        """
+        """The mount ends: put what could not be stored into the quarantine. Return how many bytes that worked for."""
         kept = 0
         reason = Aborted(AbortCode.IO, why)
         for vnode in vnodes:
             contents, event = vnode.contents, self.rejects.event(vnode)
             assert contents is not None
-            for stuck in contents.on_their_way():
-                with suppress(OSError):  # logged and counted
-                    await self.rejects.keep(vnode, event, stuck.written, stuck.key, reason)
-                    kept += stuck.length
             while (extent := contents.begin_store(MAX_BULK_BYTES)) is not None:
                 try:
                     await self.rejects.keep(vnode, event, extent.written, extent.key, reason)
