@@ -87,7 +87,7 @@ def _wait_until_stored(entry: MountEntry, force: bool, wait_s: float) -> int:
             away = "" if status["connected"] else ", the server is away"
             raise UserError(
                 f"{entry.mountpoint} holds {status['dirty_bytes']} bytes that are not stored after {wait_s:g} s{away}: "
-                "--force moves them to the quarantine (promisefs rejects)",
+                "--force gives them up, but for what it can still quarantine (promisefs rejects)",
                 ExitCode.BUSY,
             )
         time.sleep(0.2)
